@@ -171,8 +171,8 @@ def pack_and_die(source: Source, out: Path, writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return atomic_write(path)
 
-    for name in ("packing", "packed", "batch"):
-        sys.modules[f"dymn.data.{name}"].atomic_write = dying
+    for name in ("data.packing", "data.packed", "system.files"):
+        sys.modules[f"dymn.{name}"].atomic_write = dying
     pack(source, out, PackSettings(clips=4))
 
 

@@ -58,7 +58,7 @@ LOCAL = "local"
 RECORDINGS = 64
 """Maximum number of recordings per task."""
 ACTOR_SHARE = 0.75
-"""How much of a CPU a thread of the network takes in Ray's books; the rest is for the tasks that decode."""
+"""The share of a CPU that Ray reserves for a thread of the network; the rest is for the tasks that decode."""
 
 Wanted = str | Sequence[str] | FrameSettings | None
 """What is computed of windows: the layers of an embedding, frames, or probabilities (None)."""
@@ -220,7 +220,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class _Windows:
-    """How recordings are read and cut: samples a second, seconds of a window and between them, what fills it."""
+    """How recordings are read and split: sample rate, seconds of a window and between starts, and the filling."""
 
     rate: int
     window: float
@@ -247,7 +247,7 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
 
 
 class _Network:
-    """An actor: from rows of windows to rows of what the network makes of them."""
+    """An actor: from rows of windows to rows of results of the network."""
 
     def __init__(
         self,
@@ -270,10 +270,8 @@ class _Network:
             self.compute = tagger.embedder(wanted).run
         self.batch_size = batch_size or backend.batch_size
         self.how = windows.how
-        self.length, self.step = (
-            round(windows.window * windows.rate),
-            round((windows.hop or windows.window) * windows.rate),
-        )
+        self.length = round(windows.window * windows.rate)
+        self.step = round((windows.hop or windows.window) * windows.rate)
 
     def __call__(self, table: Any) -> Any:
         places, found = itertools.tee(self._prepared(table))
@@ -321,7 +319,7 @@ def _table(rows: Sequence[tuple[int, Piece, Floats | None]]) -> Any:
 
 
 def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
-    """Yield what `_table` made a table of: places, and pieces with the values."""
+    """Yield the rows of a table of `_table`: places, and pieces with the values."""
     for row in table.to_pylist():
         values = None if row["values"] is None else np.frombuffer(bytearray(row["values"]), np.float32)
         error = None if row["error"] is None else AudioError(row["error"])
@@ -333,15 +331,15 @@ def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
 
 @contextmanager
 def _running(address: str) -> Iterator[Any]:
-    """Give the module ray with Ray running; end it after that if it was begun here.
+    """Yield the module ray with Ray running; it is shut down afterwards if it was started here.
 
-    Ray reports how it is used to its makers unless told otherwise, and listens to the network on Linux; its environment
-    says that it shall not, unless the user's does.
+    By default, Ray sends usage statistics and listens to the network; its environment disables both unless the user's
+    sets these variables.
     """
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without clusters all servers bind to loopback
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes to standard error what is no error of ours
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors on standard error are not ours
     with needing("Work on Ray", "ray"):
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
@@ -364,7 +362,7 @@ def _running(address: str) -> Iterator[Any]:
 
 
 def _first_error(error: Exception) -> str:
-    """Return what happened in a worker: the first error in the text that Ray brings, which has whole traces."""
+    """Return the error of a worker: the first one in Ray's text, which contains whole tracebacks."""
     lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
     return next(
         (line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)),
@@ -406,10 +404,7 @@ def _find_remote(url: str) -> list[str]:
 
 
 class _Remote:
-    """A file that fsspec opens, with the minimum of a file object's methods.
-
-    It is opened where it is read, so that errors arise there.
-    """
+    """A file that fsspec opens at the first read, where errors are handled; the minimum of a file object."""
 
     def __init__(self, url: str) -> None:
         self.name = url

@@ -118,7 +118,7 @@ def tables_below(folder: Path) -> list[Path]:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the first line of a file is that of a selection table or a label track."""
+    """Whether a file begins like a selection table or a label track."""
     try:
         with path.open("rb") as file:
             line = file.readline(2**16).decode("utf-8-sig")
@@ -216,11 +216,7 @@ class _Recordings:
                 self._of_stem.setdefault(path.stem.casefold(), []).append(path)
 
     def beside(self, table: Path) -> Path:
-        """Return the recording of a table that names none.
-
-        Raises:
-            DataError: if there is none, or more than one.
-        """
+        """Return the recording of a table that names none; raise a DataError unless there is exactly one."""
         if found := self.of(table):
             return found
         raise DataError(
@@ -230,11 +226,7 @@ class _Recordings:
         )
 
     def of(self, table: Path) -> Path | None:
-        """Return the recording whose name, up to its ending, is that of a table up to one of its dots, if there is one.
-
-        Raises:
-            DataError: if there are several.
-        """
+        """Return the recording whose stem is that of a table up to one of its dots, or None; several are an error."""
         stem = table.stem
         while stem:
             found = self._of_stem.get(stem.casefold(), [])

@@ -17,7 +17,8 @@ _BLACKMAN = 5.5
 
 
 OFFSET, _LEAST_OFFSET = 0.02, 1e-4
-"""A mean of the samples, of full scale, that is an offset; a smaller one is if it outweighs the sound."""
+"""A mean of the samples, as a share of full scale, is an offset above the first, or above the second if it outweighs
+the sound."""
 
 
 def is_offset(mean: float, power: float) -> bool:
@@ -117,6 +118,6 @@ def _mirrored(chunks: Iterable[Floats], margin: int) -> Iterator[Floats]:
 
 
 def _valid(samples: Floats, spectrum: np.ndarray, size: int, taps: int) -> Floats:
-    """Return the part of a circular convolution [size - taps + 1] that nothing has wrapped around into."""
+    """Return the part of a circular convolution that equals the linear one, [size - taps + 1]."""
     whole = np.fft.irfft(np.fft.rfft(samples.astype(np.float64)) * spectrum, size)
     return np.asarray(whole[taps - 1 :], np.float32)

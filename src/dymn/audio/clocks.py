@@ -38,21 +38,21 @@ _NAMES = (
 
 
 class Begin(NamedTuple):
-    """When a recording began, and what says so: "GUANO", "AudioMoth comment", "bext" or "file name"."""
+    """When a recording began, and the source: "GUANO", "AudioMoth comment", "bext" or "file name"."""
 
     time: datetime
     source: str
 
     def at(self, seconds: float) -> str:
-        """Return the time so many seconds later in the words of ISO 8601, with the time zone if it is known."""
+        """Return the time so many seconds later in ISO 8601, with the time zone if it is known."""
         return (self.time + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
 
 def begin_of(source: Any, notes: Notes) -> Begin | None:
-    """Return when a recording began, or None; a note says so, and where two of its clocks differ.
+    """Return when a recording began, or None; a note states that, or that two of its clocks differ.
 
     Args:
-        source: a path or a binary file object, which stands afterwards where it stood; others have no clock.
+        source: a path or a binary file object, whose position is restored; others have no clock.
         notes: where notes are added.
 
     Raises:
@@ -119,7 +119,7 @@ def _texts(content: Content) -> dict[str, str]:
             found["AudioMoth comment"] = data.decode("latin-1")
         elif head[:4] == b"bext":
             found["bext"] = data[320:338].decode("latin-1")
-        if head[:4] == b"data" and size == 0xFFFFFFFF:  # its length stands elsewhere, and so does what follows
+        if head[:4] == b"data" and size == 0xFFFFFFFF:  # its length, and what follows, is elsewhere
             break
         place, count = place + 8 + size + size % 2, count + 1
     return found

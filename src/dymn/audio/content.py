@@ -58,13 +58,18 @@ class Content:
 class ContentFile(io.RawIOBase):
     """A content as a binary file, for decoders that take no descriptor.
 
-    What `read` raises is kept in `error`, signals too, as C code would drop it; the file then looks as if it had ended.
+    C code would drop an error of `read`, or a signal: it is stored, and the file looks as if it had ended.
     """
 
     def __init__(self, content: Content) -> None:
         self._content = content
         self._place = 0
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise the error of an earlier `read`."""
+        if self._error is not None:
+            raise self._error
 
     def readable(self) -> bool:  # noqa: D102
         return True
@@ -78,7 +83,7 @@ class ContentFile(io.RawIOBase):
             data = self._content.at(self._place, len(view))
             view[: len(data)] = data
         except BaseException as error:
-            self.error = error
+            self._error = error
             return 0
         self._place += len(data)
         return len(data)
@@ -118,11 +123,7 @@ class Spool:
         return self._stack.enter_context(tempfile.TemporaryFile(buffering=0))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes.
-
-        Raises:
-            OSError: if the disk is full.
-        """
+        """Append bytes."""
         if self._in_memory and self.size + len(data) > SPOOL_MEMORY:
             before, self._file = self._file, self._on_disk()
             before.seek(0)

@@ -11,8 +11,8 @@ from dymn.errors import AudioError
 from dymn.system.arrays import Floats
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
-LEAST_HEARD = 100
-"""The least Hz of a recording as it is heard: below, a block would become too many samples at the network's rate."""
+MIN_PLAYED_RATE = 100
+"""The lowest sample rate of a recording as played; below, a block would become too many samples when resampled."""
 MAX_CHANNELS = 256
 CHUNK_SAMPLES = 2**19
 """The most samples, of all channels, in a block: 10 s at 48 kHz come in one piece."""
@@ -46,12 +46,12 @@ class Decoder:
     Attributes:
         rate: in Hz, of the first samples.
         channels: how many.
-        frames: samples per channel that there will be; None if the format does not say.
+        frames: number of samples per channel; None if the format does not state it.
         format: the names of container and codec.
         blocks: the samples.
         seconds: how long it is by its header, where that is known without `frames`.
-        omni: whether the first channel alone is what the mix of all would be elsewhere, as in ambisonics.
-        plain: where its samples are, if they are stored as they are.
+        omni: whether the first channel is to be read instead of the mix of all, as in ambisonics.
+        plain: the layout of its samples, if they are uncompressed.
     """
 
     rate: int
@@ -65,11 +65,7 @@ class Decoder:
 
 
 def check_format(name: str, rate: int, channels: int) -> None:
-    """Reject a sample rate or a number of channels that no recording has.
-
-    Raises:
-        AudioError: naming the value and what is allowed.
-    """
+    """Raise an AudioError if the sample rate or the number of channels is none that a recording has."""
     remedy = (
         "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
     )
@@ -79,14 +75,10 @@ def check_format(name: str, rate: int, channels: int) -> None:
         raise AudioError(f"{name} has {channels} channels; allowed: 1 to {MAX_CHANNELS}. {remedy}")
 
 
-def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
-    """Reject a recording whose sample rate, at this speed, is too low or too high.
-
-    Raises:
-        AudioError: naming rate and speed, and what is allowed.
-    """
-    if not LEAST_HEARD <= rate * speed <= MAX_RATE:
+def check_played_rate(name: str, rate: int, speed: float = 1.0) -> None:
+    """Raise an AudioError if the sample rate of a recording, at this speed, is too low or too high."""
+    if not MIN_PLAYED_RATE <= rate * speed <= MAX_RATE:
         raise AudioError(
             f"{name} has a sample rate of {rate} Hz, which --speed {speed:g} turns into {rate * speed:g} Hz; "
-            f"it must be from {LEAST_HEARD} to {MAX_RATE} Hz. Check the rate in its header, or give another speed."
+            f"it must be from {MIN_PLAYED_RATE} to {MAX_RATE} Hz. Check the rate in its header, or give another speed."
         )

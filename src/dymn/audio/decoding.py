@@ -1,15 +1,13 @@
 """From the content of a recording to blocks of samples: the choice of a decoder, and checks for completeness.
 
-Who is asked, by the first bytes of the file:
+The first bytes of the file determine the decoder:
 
 - WAV, RF64, Wave64, AIFF, CAF, AU: uncompressed samples are read here (`pcm_files`); compressed ones by libsndfile,
   then FFmpeg.
-- FLAC: libsndfile; FFmpeg if the header lies about the length, or where libsndfile gives up.
+- FLAC: libsndfile; FFmpeg if the length in the header is wrong, or where libsndfile fails.
 - Ogg (Vorbis, Opus, FLAC, Speex): libsndfile, then FFmpeg; each link of a chained file by itself.
-- MPEG audio: FFmpeg, which says nothing on the terminal; its frames are counted first (`mpeg`). Each of joined files by
-  itself.
-- ADTS AAC, AC-3, AMR: FFmpeg; their frames are counted first (`elementary`). MP4: FFmpeg, each of joined files by
-  itself.
+- MPEG audio, ADTS AAC, AC-3, AMR: FFmpeg; their frames are counted first (`mpeg`, `elementary`). Joined MPEG files, and
+  joined MP4 files, are decoded one by one.
 - everything else: libsndfile, then FFmpeg.
 
 Everything is read in chunks. Lengths in headers are compared with the file and never used to reserve memory. A
@@ -30,15 +28,12 @@ from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderErro
 from dymn.audio.ffmpeg import open_ffmpeg
 from dymn.audio.libsndfile import open_libsndfile
 from dymn.audio.notes import SLACK_SECONDS, Report, duration, report_lost, report_tail
-from dymn.audio.sources import reason
+from dymn.audio.sources import reading_errors
 from dymn.errors import AudioError
 
 _WHOLE_SHARE = 0.995
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
-"""The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio.
-
-MP4 and ADTS are recognised in `_is_something_else`.
-"""
+"""The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio."""
 _CHUNKED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.")
 
 
@@ -49,23 +44,21 @@ def open_decoder(content: Content, report: Report, stack: ExitStack) -> Decoder:
         AudioError: if it cannot be opened or is not audio, or has no such track.
         MissingDecoderError: an AudioError, if FFmpeg is needed and PyAV is not installed.
     """
-    try:
+    with reading_errors(report.name):
         decoder = _opened(content, report, stack)
-    except OSError as error:
-        raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
     report.check_track()
     return decoder
 
 
 def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
     base = mpeg.id3_length(content)
-    base = base if base < content.size else 0  # a tag that lies about its length
+    base = base if base < content.size else 0  # a tag with a wrong length
     head = content.at(base, 12)
     plain = pcm_files.layout(content, base)
     if plain is not None and plain.coding is not None:
         if pcm_files.is_disguised(content, plain):
             report.note("its samples are an encoded stream (DTS or AC-3), which is decoded.")
-            return _asked(open_ffmpeg, content, report, stack)
+            return _open_known(open_ffmpeg, content, report, stack)
         return _plain(content, plain, report)
     found = None if plain is not None or _is_something_else(head) else mpeg.frames(content, base)
     if found is not None:
@@ -93,14 +86,14 @@ def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
 
 
 def _elementary(content: Content, found: elementary.StreamFrames, report: Report, stack: ExitStack) -> Decoder:
-    """Open a stream of frames; what is between and behind them is not given to the decoder's guesses."""
+    """Open a stream of frames, without the bytes behind them, which the decoder might misread."""
     report_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
     if found.cut:
         report.damage(found.seconds, None, "its last frame is incomplete")
     report_tail(content, found.end, report)
     if found.end < content.size:
         content = stack.enter_context(content.part(found.start, found.end))
-    return _asked(bind(open_ffmpeg, kind=None), content, report, stack)
+    return _open_known(open_ffmpeg, content, report, stack)
 
 
 def _mp4(content: Content, boxes: elementary.Boxes, report: Report, stack: ExitStack) -> Decoder:
@@ -115,10 +108,9 @@ def _mp4(content: Content, boxes: elementary.Boxes, report: Report, stack: ExitS
 def _files(content: Content, starts: tuple[int, ...], report: Report, stack: ExitStack) -> Decoder:
     """Open files that follow each other in one; FFmpeg reads the first of them only."""
     if len(starts) == 1:
-        return _asked(open_ffmpeg, content, report, stack)
+        return _open_known(open_ffmpeg, content, report, stack)
     report.note(f"it contains {len(starts)} concatenated files; all of them are read.")
-    links = [ogg.Link(*pair) for pair in zip(starts, [*starts[1:], content.size], strict=True)]
-    return _joined(content, [bind(_link, link) for link in links], report, stack)
+    return _joined(content, [bind(_link, link) for link in ogg.links(starts, content.size)], report, stack)
 
 
 def _is_something_else(head: bytes) -> bool:
@@ -127,7 +119,7 @@ def _is_something_else(head: bytes) -> bool:
 
 
 def _plain(content: Content, plain: pcm_files.PcmLayout, report: Report) -> Decoder:
-    """Read samples that are stored as they are."""
+    """Read uncompressed samples."""
     check_format(report.name, plain.rate, plain.channels)
     frames = plain.length // plain.frame
     if frames == 0:
@@ -140,18 +132,12 @@ def _plain(content: Content, plain: pcm_files.PcmLayout, report: Report) -> Deco
 
 
 def _plain_blocks(content: Content, plain: pcm_files.PcmLayout, frames: int) -> Iterator[Block]:
-    place, step = 0, max(1, CHUNK_SAMPLES // plain.channels)
-    while place < frames:
-        data = content.at(plain.start + place * plain.frame, min(step, frames - place) * plain.frame)
-        whole = len(data) // plain.frame
-        if whole == 0:
-            return
-        yield Block(pcm_files.decoded(data[: whole * plain.frame], plain.coding or "", plain.channels), plain.rate)
-        place += whole
+    for _, data in pcm_files.chunks(content, plain, 0, frames, CHUNK_SAMPLES):
+        yield Block(pcm_files.decoded(data, plain.coding or "", plain.channels), plain.rate)
 
 
 def _check_share(plain: pcm_files.PcmLayout, report: Report) -> None:
-    """Compare the samples that are there with those that the header promises."""
+    """Compare the number of samples with that in the header."""
     promised = plain.promised or 0
     if promised <= plain.length:
         return
@@ -182,7 +168,7 @@ def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
         f"its header states {duration(info.total / info.rate)}, but its frames amount to "
         f"{duration(there / info.rate)}; all are read."
     )
-    decoder = _asked(bind(open_ffmpeg, kind="flac", counted=True), content, report, stack)
+    decoder = _open_known(bind(open_ffmpeg, kind="flac", counted=True), content, report, stack)
     decoder.frames = there
     return decoder
 
@@ -210,7 +196,7 @@ def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
     if len(found.links) == 1:
         if found.lost and not found.cut:  # FFmpeg keeps the place of what follows the lost pages
             with contextlib.suppress(MissingDecoderError):
-                return _asked(open_ffmpeg, content, report, stack)
+                return _open_known(open_ffmpeg, content, report, stack)
         return _either(content, report, stack)
     report.note(f"it contains {len(found.links)} concatenated streams; all of them are read.")
     return _joined(content, [bind(_link, link) for link in found.links], report, stack)
@@ -238,10 +224,7 @@ def _mpeg(content: Content, base: int, found: mpeg.MpegFrames, report: Report, s
 
 
 def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitStack, whole: bool = False) -> Decoder:
-    """Open one of the files that are joined in an MP3, or the only one.
-
-    `whole` if nothing is around it that is not sound.
-    """
+    """Open one of the files that are joined in an MP3, or the only one; `whole` if it is all of the file."""
     length = part.length / part.rate
     if part.claimed is not None and not part.truthful:
         claimed = max(0.0, part.claimed * part.samples / part.frames - part.trimmed) / part.rate
@@ -256,15 +239,15 @@ def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitSta
         content = stack.enter_context(content.part(start, part.end))
         start = 0
     try:
-        # A header that lies is passed over, as FFmpeg would trim where it says that the end is.
-        decoder = _asked(
+        # A wrong header is skipped, because FFmpeg would trim at the end that it states.
+        decoder = _open_known(
             bind(open_ffmpeg, kind="mp3", skip=0 if part.truthful else start, counted=not part.changes),
             content,
             report,
             stack,
         )
     except MissingDecoderError:
-        decoder = _asked(bind(open_libsndfile, go_on=_nothing), content, report, stack)
+        decoder = _open_known(bind(open_libsndfile, go_on=_nothing), content, report, stack)
         if decoder.frames is None or abs(decoder.frames - part.length) > SLACK_SECONDS * decoder.rate:
             raise
     decoder.format = "MP3 MPEG_LAYER_III"
@@ -280,10 +263,7 @@ _Open = Callable[[Content, Report, ExitStack], Decoder]
 
 
 def _joined(content: Content, parts: list[_Open], report: Report, stack: ExitStack) -> Decoder:
-    """Open recordings that follow each other in one file.
-
-    What cannot be opened, but for the first, is reported as damage.
-    """
+    """Open recordings that follow each other in one file; those after the first that fail are reported as damage."""
     inner = stack.enter_context(ExitStack())
     first = parts[0](content, report, inner)
 
@@ -311,10 +291,10 @@ def _complete(decoder: Decoder, report: Report) -> Iterator[Block]:
 
 
 def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
-    """Use libsndfile, and FFmpeg for formats that libsndfile does not support, or where it gives up."""
+    """Use libsndfile, and FFmpeg for formats that libsndfile does not support, or where it fails."""
     head = content.at(0, 12)
     ffmpeg_only = head.startswith((b"\xff\xf1", b"\xff\xf9", *_FFMPEG_ONLY)) or head[4:8] == b"ftyp"
-    not_asked = ffmpeg_only or head.startswith((b"\xff", b"\0"))  # libmpg123 would write to the terminal
+    skips_libsndfile = ffmpeg_only or head.startswith((b"\xff", b"\0"))  # libmpg123 would write to the terminal
 
     def go_on(done: int) -> Iterator[Block]:
         try:
@@ -323,15 +303,15 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
             raise UnknownFormatError from error
 
     try:
-        if not_asked:
-            raise UnknownFormatError("it is not asked")
+        if skips_libsndfile:
+            raise UnknownFormatError("it is not used")
         decoder = open_libsndfile(content, report, stack, go_on)
         if decoder.frames == 0:
             raise UnknownFormatError("it contains no samples")
         return decoder
     except UnknownFormatError as error:
         not_known = str(error)
-    kind = "gsm" if report.name.lower().endswith(".gsm") else None  # which has no bytes to be known by
+    kind = "gsm" if report.name.lower().endswith(".gsm") else None  # a format without distinctive first bytes
     try:
         return open_ffmpeg(content, report, stack, kind=kind)
     except MissingDecoderError:
@@ -342,19 +322,15 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
             "more formats: pip install av"
         ) from None
     except UnknownFormatError as error:
-        tried = "" if not_asked else f"libsndfile: {not_known}; "
+        tried = "" if skips_libsndfile else f"libsndfile: {not_known}; "
         raise AudioError(
             f"{report.name} is not a recording that can be decoded ({tried}FFmpeg: {error}). Check that it is audio "
             "and complete."
         ) from error
 
 
-def _asked(opener: Callable[..., Decoder], content: Content, report: Report, stack: ExitStack) -> Decoder:
-    """Open a recording with a decoder that is known to fit.
-
-    Raises:
-        AudioError: if it does not fit.
-    """
+def _open_known(opener: Callable[..., Decoder], content: Content, report: Report, stack: ExitStack) -> Decoder:
+    """Open a recording with a decoder that supports its format; raise an AudioError if it cannot decode it."""
     try:
         return opener(content, report, stack)
     except UnknownFormatError as error:

@@ -27,19 +27,15 @@ class StreamFrames:
     """The properties of a stream according to its frames.
 
     Attributes:
-        kind: FFmpeg's name of the format.
         start: where the first frame starts, or the header before it.
         end: where the last whole frame ends.
-        count: how many there are.
         seconds: how long they are together.
         lost: how many bytes between frames belong to none.
         cut: whether the last frame is incomplete.
     """
 
-    kind: str
     start: int
     end: int
-    count: int
     seconds: float
     lost: int
     cut: bool
@@ -77,25 +73,20 @@ def frames(content: Content, base: int = 0) -> StreamFrames | None:
     """Count the frames of an ADTS, AC-3 or AMR stream; None if it is none of them."""
     head = content.at(base, 9)
     if head == b"#!AMR-WB\n":
-        return _walk(content, "amr", base, base + 9, _amr(_AMR_WB), 1, b"")
+        return _walk(content, base, base + 9, _amr(_AMR_WB), 1, b"")
     if head[:6] == b"#!AMR\n":
-        return _walk(content, "amr", base, base + 6, _amr(_AMR_NB), 1, b"")
+        return _walk(content, base, base + 6, _amr(_AMR_NB), 1, b"")
     if head[:2] in (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8"):
-        return _walk(content, "aac", base, base, _adts, 7, b"\xff")
+        return _walk(content, base, base, _adts, 7, b"\xff")
     if head[:2] == b"\x0bw" and len(head) == 9:
-        return _walk(content, "eac3" if head[5] >> 3 > 10 else "ac3", base, base, _ac3, 6, b"\x0bw")
+        return _walk(content, base, base, _ac3, 6, b"\x0bw")
     return None
 
 
 def _walk(
-    content: Content,
-    kind: str,
-    start: int,
-    position: int,
-    length_of: Callable[[bytes], tuple[int, float]],
-    need: int,
-    sync: bytes,
+    content: Content, start: int, position: int, length_of: Callable[[bytes], tuple[int, float]], need: int, sync: bytes
 ) -> StreamFrames | None:
+    """Count frames, whose headers have `need` bytes and begin with `sync`; AMR, which has none, is `b""`."""
     buffer, at, count, seconds, lost, end, cut = b"", position, 0, 0.0, 0, position, False
     skipped = 0
     while True:
@@ -105,7 +96,7 @@ def _walk(
         head = buffer[offset : offset + need]
         if len(head) < need:
             break
-        if kind == "amr" and head[0] == 0 and not any(content.at(position, 64)):
+        if not sync and head[0] == 0 and not any(content.at(position, 64)):
             break  # zeros would pass for frames
         length, lasts = length_of(head)
         follows = content.size - position <= length or (
@@ -124,7 +115,7 @@ def _walk(
         lost, skipped = lost + skipped, 0
         count, seconds, position = count + 1, seconds + lasts, position + length
         end = position
-    return StreamFrames(kind, start, end, count, seconds, lost, cut) if count >= 3 else None
+    return StreamFrames(start, end, seconds, lost, cut) if count >= 3 else None
 
 
 def _step(buffer: bytes, offset: int, sync: bytes) -> int:
@@ -144,7 +135,7 @@ def _begins(
 
 
 def share_there(content: Content) -> float:
-    """Return which share of an AVI or ASF file is there, by the length in its header; 1 for other formats."""
+    """Return the share of an AVI or ASF file that exists, by the length in its header; 1 for other formats."""
     head = content.at(0, 12)
     promised = 0
     if head[:4] == b"RIFF" and head[8:] == b"AVI ":
@@ -180,19 +171,17 @@ class Boxes:
     Attributes:
         starts: where files begin that follow each other in it.
         has_index: whether there is an index (moov) or a fragment (moof).
-        cut: whether the last box is incomplete.
     """
 
     starts: tuple[int, ...]
     has_index: bool
-    cut: bool
 
 
 def boxes(content: Content) -> Boxes | None:
     """Return the properties in the outermost boxes of an MP4 file; None if it is not one."""
     if content.at(4, 4) != b"ftyp":
         return None
-    starts, position, indexes, index_here = [0], 0, 0, 0
+    starts, position, has_index, index_here = [0], 0, False, False
     for _ in range(_MOST_BOXES):
         head = content.at(position, 16)
         if len(head) < 8:
@@ -205,8 +194,8 @@ def boxes(content: Content) -> Boxes | None:
             break
         if kind == b"ftyp" and index_here and position:
             starts.append(position)
-            index_here = 0
+            index_here = False
         if kind in (b"moov", b"moof"):
-            indexes, index_here = indexes + 1, index_here + 1
+            has_index = index_here = True
         position += length
-    return Boxes(tuple(starts), indexes > 0, position > content.size)
+    return Boxes(tuple(starts), has_index)

@@ -22,7 +22,7 @@ _JITTER_SECONDS = 0.1
 _MOST_PLANES = 8
 _MOST_TRIES = 100
 _LOOSE_SECONDS = 1.0
-"""How much less than FLV says there may be: its length is that of the picture."""
+"""How much shorter than the length in an FLV, which is that of the picture, a recording may be."""
 _MAX_GAP_SECONDS = 12 * 3600.0
 _MAX_LATE_START = 600.0
 _MAX_JUMP_SECONDS = 600.0
@@ -86,7 +86,8 @@ def open_ffmpeg(
     except AudioError:
         raise
     except Exception as error:
-        _kept(handle)
+        if handle is not None:
+            handle.check()
         raise UnknownFormatError(error_words(error)) from error
     if names & _LISTS:
         raise UnknownFormatError(
@@ -111,11 +112,7 @@ def _protocols() -> frozenset[str]:
 
 
 def _chosen(tracks: Any, report: Report) -> tuple[Any, str]:
-    """Return the track that is asked for, or the default one of several and a note on that.
-
-    Raises:
-        AudioError: if there is no such track.
-    """
+    """Return the selected track, or the default one of several and a note on it; an AudioError if there is none."""
     report.check_track()
     if report.track is not None:
         return tracks[report.track - 1], ""
@@ -133,7 +130,7 @@ def _chosen(tracks: Any, report: Report) -> tuple[Any, str]:
 
 
 def _decoder(context: Any) -> Any:
-    """Return what decodes the packets of a track: its own context, or a better one."""
+    """Return the decoder of a track: its own codec context, or a better one."""
     import av
 
     better = _OWN_DECODERS.get(context.name)
@@ -163,7 +160,7 @@ class _Reader:
     ) -> None:
         self._container, self._track, self._decoder = container, track, decoder
         self._report, self._handle, self._skip, self._counted = report, handle, skip_samples, counted
-        names = set(container.format.name.split(","))
+        self._names = names = set(container.format.name.split(","))
         self._absolute, self._timed, self._exact = bool(names & _ABSOLUTE), bool(names & _TIMED), bool(names & _EXACT)
         self._channels = max(1, int(track.codec_context.channels or 1))
         self._rate = int(decoder.sample_rate or track.codec_context.sample_rate)
@@ -180,19 +177,14 @@ class _Reader:
         return (self._container.start_time or 0) / 1e6
 
     def _promised(self) -> float | None:
-        """Return when the sound ends by the header, in the formats whose header knows; others only estimate."""
-        track = self._track
-        if "avi" in self._container.format.name.split(",") and track.frames and track.time_base:
+        """Return when the sound ends by the header, in formats whose header states it; others only estimate."""
+        track, length = self._track, self._container.duration
+        if "avi" in self._names and track.frames and track.time_base:
             return float(track.frames * track.time_base)
-        if "flv" in self._container.format.name.split(",") and self._container.duration is not None:
-            return float(self._container.duration) / 1e6
-        if not self._absolute:
-            return None
-        if track.duration is not None:
+        if self._absolute and track.duration is not None:
             return float((track.duration + (track.start_time or 0)) * track.time_base)
-        if self._container.duration is not None and len(self._container.streams) == 1:
-            return float(self._container.duration) / 1e6
-        return None
+        states_end = "flv" in self._names or (self._absolute and len(self._container.streams) == 1)
+        return float(length) / 1e6 if states_end and length is not None else None
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of samples; what their timestamps leave out is silence."""
@@ -230,7 +222,7 @@ class _Reader:
             held += frame.samples
         if held:
             yield self._block(fifo, shape)
-        slack = _LOOSE_SECONDS if "flv" in self._container.format.name.split(",") else SLACK_SECONDS
+        slack = _LOOSE_SECONDS if "flv" in self._names else SLACK_SECONDS
         self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero, slack)
         if self.promised is not None and self._zero + self._done > self.promised + 1:
             counted, there = duration(self.promised - self._zero), duration(self._done)
@@ -264,7 +256,7 @@ class _Reader:
                 packets = self._container.demux(self._track)
                 continue
             except Exception as error:
-                _kept(self._handle)
+                self._check_handle()
                 self._lose(None, error)
                 return
             try:
@@ -272,15 +264,19 @@ class _Reader:
             except EOFError:
                 return
             except Exception as error:
-                _kept(self._handle)
+                self._check_handle()
                 self._lose(packet, error)
                 continue
-            _kept(self._handle)
+            self._check_handle()
             if packet is None:
                 return
             for frame in frames:
                 self._last_lost = False
                 yield frame
+
+    def _check_handle(self) -> None:
+        if self._handle is not None:
+            self._handle.check()
 
     def _lose(self, packet: Any, error: Exception) -> None:
         """Report that a packet cannot be decoded, or that none can be read any more (None)."""
@@ -344,12 +340,6 @@ def frame_samples(frame: Any, name: str) -> Floats:
     return _packed(frame, name) if len(frame.layout.channels) >= _MOST_PLANES else _samples(frame)
 
 
-def _kept(handle: ContentFile | None) -> None:
-    """Raise what was raised in a read within the decoder."""
-    if handle is not None and handle.error is not None:
-        raise handle.error
-
-
 def _packed(frame: Any, name: str) -> Floats:
     """Return a frame of many channels as float32 [samples, channels]; PyAV would read planes beyond the last one."""
     import av
@@ -378,6 +368,6 @@ def _samples(frame: Any) -> Floats:
 
 
 def error_words(error: Exception) -> str:
-    """Return what an error of FFmpeg says, without the address or the file that it names."""
+    """Return the message of an error of FFmpeg, without the address or the file that it names."""
     words = (getattr(error, "strerror", None) or "the codec is unknown").rstrip(".")
     return "it uses a feature that FFmpeg cannot decode yet" if "patches welcome" in words else words

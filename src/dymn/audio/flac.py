@@ -12,10 +12,7 @@ _LEAST, _MOST = 2**16, 2**21  # bytes at the end in which the last two frames ar
 
 
 class StreamInfo(NamedTuple):
-    """The first block of a stream.
-
-    The sizes of its blocks and frames, its sample rate, and its length (0 if it is not known).
-    """
+    """The first block of a stream: maximum sizes of its blocks and frames, and its length in samples (0 if unknown)."""
 
     most_samples: int
     most_bytes: int
@@ -31,7 +28,7 @@ class _Frame(NamedTuple):
 
 
 def stream_info(content: Content, base: int = 0) -> StreamInfo | None:
-    """Return what STREAMINFO says; None if no FLAC stream begins at `base`."""
+    """Return the contents of STREAMINFO; None if no FLAC stream begins at `base`."""
     head = content.at(base, 42)
     if head[:4] != b"fLaC" or len(head) < 42 or head[4] & 0x7F:
         return None
@@ -60,7 +57,7 @@ def last_sample(content: Content, info: StreamInfo) -> int | None:
 
 
 def _frame(head: bytes, info: StreamInfo) -> _Frame | None:
-    """Return what a frame header says; None if it is none, by its checksum or because it does not fit the stream."""
+    """Return the contents of a frame header; None if its checksum is wrong, or it does not fit the stream."""
     if len(head) < 6 or head[3] & 1:
         return None
     lead = head[4]

@@ -27,7 +27,7 @@ def open_libsndfile(
         content: of the recording.
         report: what to report to.
         stack: closes the decoder.
-        go_on: yields the blocks behind so many samples, where libsndfile gives up; it raises `UnknownFormatError` if it
+        go_on: yields the blocks behind so many samples, where libsndfile fails; it raises `UnknownFormatError` if it
             cannot.
 
     Raises:
@@ -48,7 +48,8 @@ def open_libsndfile(
     try:
         sound = soundfile.SoundFile(content.descriptor if handle is None else handle, closefd=False)
     except Exception as error:
-        _kept(handle)
+        if handle is not None:
+            handle.check()
         raise UnknownFormatError(_reason(error)) from error
     stack.callback(sound.close)
     rate, channels = int(sound.samplerate), int(sound.channels)
@@ -72,7 +73,8 @@ def _blocks(
             block = sound.read(out=buffer)
         except Exception as error:
             failure = error
-        _kept(handle)
+        if handle is not None:
+            handle.check()
         if failure is not None:
             try:
                 for rest in go_on(done):
@@ -88,12 +90,6 @@ def _blocks(
         done += len(block)
 
 
-def _kept(handle: ContentFile | None) -> None:
-    """Raise what was raised in a read within the decoder."""
-    if handle is not None and handle.error is not None:
-        raise handle.error
-
-
 def _reason(error: Exception) -> str:
     words = reason(Exception(getattr(error, "error_string", error))).removeprefix("Error : ")
-    return "no MPEG audio found" if "not a regular file" in words else words  # what it says of an MP3 without frames
+    return "no MPEG audio found" if "not a regular file" in words else words  # its message for an MP3 without frames

@@ -1,6 +1,4 @@
-"""The constants of the log-mel spectrogram (Sec. IV-A.1), as the published weights expect it.
-
-These are the window, the mel filters and the logarithm.
+"""The constants of the log-mel spectrogram (Sec. IV-A.1) of the published weights: window, mel filters, logarithm.
 
 They are computed in NumPy in one place, so that all backends use the same values.
 """
@@ -50,7 +48,7 @@ def constants(config: FrontEndConfig) -> Constants:
 
 
 def is_compilable(config: FrontEndConfig) -> bool:
-    """Return whether the compiled Fourier transform knows this length."""
+    """Return whether the compiled Fourier transform supports this length."""
     return config.n_fft >= SHORTEST and config.n_fft & (config.n_fft - 1) == 0
 
 
@@ -87,10 +85,7 @@ def twiddles(n_fft: int) -> Floats:
 
 
 def filter_ranges(basis: Floats) -> npt.NDArray[np.int32]:
-    """Return where each filter of a mel basis is not zero, [n_mels, 2].
-
-    Most of the basis is zeros, whose multiplication is thus saved.
-    """
+    """Return where each filter of a mel basis is not zero, [n_mels, 2]; most of the basis is zeros."""
     n_bins = basis.shape[1]
     used, bins = basis != 0, np.arange(n_bins)
     end = np.where(used, bins + 1, 0).max(axis=1)

@@ -68,7 +68,7 @@ class BoundedQueue:
         with self._ready:
             return not self._waiting or self._waiting + frames <= self._limit
 
-    def tell(self, notice: Notice) -> None:
+    def notify(self, notice: Notice) -> None:
         """Append a change of the source, regardless of the limit."""
         with self._ready:
             self._chunks.append(Chunk(np.zeros((0, 1), np.float32), 0, notice))

@@ -43,11 +43,8 @@ def _frames() -> dict[int, tuple[int, int, int]]:
             kbps = (_V1 if version == 3 else _V2)[layer][bits - 1]
             samples = 384 if layer == 3 else 1152 if layer == 2 or version == 3 else 576
             slot = 4 if layer == 3 else 1
-            table[second << 8 | third] = (
-                (samples // 8 * 1000 * kbps // hertz // slot + padding) * slot,
-                samples,
-                hertz,
-            )
+            length = (samples // 8 * 1000 * kbps // hertz // slot + padding) * slot
+            table[second << 8 | third] = length, samples, hertz
     return table
 
 
@@ -62,7 +59,6 @@ class Part:
         start: where it starts, in bytes, at the header of Xing if it has one.
         end: where its last whole frame ends.
         rate: in Hz, of its first frame.
-        channels: of its first frame.
         claimed: how many frames its header says there are; None without a header.
         trimmed: how many samples its header takes from both ends.
         frames: how many frames there are.
@@ -74,7 +70,6 @@ class Part:
     start: int
     end: int = 0
     rate: int = 0
-    channels: int = 0
     claimed: int | None = None
     trimmed: int = 0
     frames: int = 0
@@ -84,12 +79,12 @@ class Part:
 
     @property
     def truthful(self) -> bool:
-        """Whether a header, where there is one, counts the frames that are there."""
+        """Whether a header, if there is one, states the number of frames."""
         return self.claimed is None or abs(self.claimed - self.frames) <= 2
 
     @property
     def length(self) -> int:
-        """How many samples come out of a decoder that trims what a truthful header says."""
+        """The number of samples from a decoder that trims as a truthful header states."""
         return max(0, self.samples - (self.trimmed if self.truthful else 0))
 
 
@@ -153,7 +148,7 @@ def frames(content: Content, base: int = 0) -> MpegFrames | None:
                 if part.frames:
                     part = Part(position)
                     found.parts.append(part)
-                part.rate, part.channels = rate, 1 if buffer[offset + 3] >> 6 == 3 else 2
+                part.rate = rate
                 part.claimed, part.trimmed = tag if tag is not None else (None, 0)
                 part.first = position + (length if tag is not None else 0)
             header = 1
@@ -174,24 +169,25 @@ def follow_each_other(head: bytes, count: int = 3) -> bool:
     """Whether bytes begin with so many whole frames."""
     place = 0
     for _ in range(count):
-        frame = head[place : place + 3]
-        known = _FRAMES.get(frame[1] << 8 | frame[2]) if len(frame) == 3 and frame[0] == 0xFF else None
+        known = _known(head[place : place + 3])
         if known is None:
             return False
         place += known[0]
     return place <= len(head)
 
 
-def _next(content: Content, position: int, reach: int) -> int | None:
-    """Return where the next frame begins that two more follow, or the end of the file.
+def _known(head: bytes) -> tuple[int, int, int] | None:
+    """Return length, samples and sample rate of the frame that begins with three bytes; None if none does."""
+    return _FRAMES.get(head[1] << 8 | head[2]) if len(head) == 3 and head[0] == 0xFF else None
 
-    None if there is none within reach.
-    """
+
+def _next(content: Content, position: int, reach: int) -> int | None:
+    """Return where the next frame begins that two more follow, or the end of the file; None if it is out of reach."""
     data = content.at(position, reach + 4)
     for match in _SYNC.finditer(data):
         head, place = data[match.start() : match.start() + 3], position + match.start()
         for _ in range(3):
-            known = _FRAMES.get(head[1] << 8 | head[2]) if len(head) == 3 and head[0] == 0xFF else None
+            known = _known(head)
             if known is None:
                 break
             place += known[0]
@@ -219,19 +215,13 @@ def _behind(content: Content, position: int) -> tuple[int, int, bool] | None:
 
 
 def _tagged(buffer: bytes, offset: int) -> bool:
-    """Whether one of the places holds a header where Xing's may be; its absence is seen at once."""
-    return buffer[offset + 4 : offset + 13] == bytes(9) or buffer[offset + 36 : offset + 40] in (
-        b"Xing",
-        b"Info",
-        b"VBRI",
-    )
+    """Whether a frame may hold a header such as Xing's; a quick check before `_tag`."""
+    name = buffer[offset + 36 : offset + 40]
+    return buffer[offset + 4 : offset + 13] == bytes(9) or name in (b"Xing", b"Info", b"VBRI")
 
 
 def _tag(frame: bytes) -> tuple[int | None, int] | None:
-    """Return how many frames a header of Xing or VBRI in a frame claims, and how many samples it trims.
-
-    None without one.
-    """
+    """Return the number of frames that a header of Xing or VBRI in a frame claims, and of samples that it trims."""
     for place in (36, 21, 13, 38, 23, 15):  # behind the side information, with and without a checksum
         if frame[place : place + 4] in (b"Xing", b"Info"):
             flags = int.from_bytes(frame[place + 4 : place + 8], "big")

@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import numpy as np
 
-from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format, check_heard
+from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format, check_played_rate
 from dymn.audio.ffmpeg import error_words, frame_samples
 from dymn.audio.microphone import BoundedQueue, Notice
 from dymn.audio.recording import chosen
@@ -97,9 +97,9 @@ class NetworkSource:
         self._least, self._least_until, self._placed_at = np.inf, 0.0, 0.0  # see `_place`
         self._rate, self._resampler = 0, Resampler(MIN_RATE, MIN_RATE)  # of this connection
         self._lost_at: float | None = time.monotonic()  # a source that has not started counts as lost
-        self._heard = False
+        self._has_started = False
         self._answer: str | None = None  # what the URL returns instead of audio; None if unknown
-        self._told: Callable[[str], None] | None = None
+        self._on_failure: Callable[[str], None] | None = None
         self._ended = False
         self._ready = threading.Event()
         self._closed = threading.Event()
@@ -110,16 +110,16 @@ class NetworkSource:
         """The wall clock at second 0 of the audio, as returned by `time.time`; corrections of the clock change it."""
         return time.time() - time.monotonic() + self._zero
 
-    def start(self, told: Callable[[str], None] | None = None) -> None:
+    def start(self, on_failure: Callable[[str], None] | None = None) -> None:
         """Start reading, and wait for the first audio.
 
         Args:
-            told: called with the reason if the first connection fails; the source is opened again.
+            on_failure: called with the reason if the first connection fails; the source is opened again.
 
         Raises:
             AudioError: if there is none within `give_up`.
         """
-        self._told = told
+        self._on_failure = on_failure
         self._thread.start()
         while not self._ready.wait(0.1):  # in short steps, so that Ctrl-C is handled
             pass
@@ -173,7 +173,7 @@ class NetworkSource:
                 return f"the host name {host} is unknown"
         words = error_words(error)
         if isinstance(error, ValueError) or getattr(error, "errno", None) == errno.EIO:  # FFmpeg cannot use the answer
-            if self._answer is None and not self._heard:
+            if self._answer is None and not self._has_started:
                 self._answer = other_content(self._url, self._timeout)
             return self._answer or words
         return words
@@ -204,7 +204,7 @@ class NetworkSource:
             if context is None:
                 raise AudioError("the codec of its audio is unknown")
             check_format("it", int(context.sample_rate), int(context.channels))
-            check_heard("it", int(context.sample_rate))
+            check_played_rate("it", int(context.sample_rate))
             # a file of known size ends; a stream of unknown size is only interrupted
             finite = container.size > 0
             yield from self._decoded(container, track)
@@ -220,7 +220,7 @@ class NetworkSource:
                 frames = packet.decode()
             for frame in frames:
                 check_format("it", frame.sample_rate, len(frame.layout.channels))
-                check_heard("it", frame.sample_rate)
+                check_played_rate("it", frame.sample_rate)
                 samples = mean(chosen(frame_samples(frame, "it"), self._channel, "it"))
                 yield np.where(np.abs(samples) <= MAX_PEAK, samples, np.float32(0)), frame.sample_rate
                 last = time.monotonic()
@@ -230,18 +230,14 @@ class NetworkSource:
                 return
 
     def _lose(self, why: str) -> None:
-        """Handle a failure, and report it if the source was not lost before.
-
-        Raises:
-            AudioError: if it has been lost for `give_up`.
-        """
+        """Report a failure if the source was not lost before; raise an AudioError if it has been lost for `give_up`."""
         now = time.monotonic()
         if self._lost_at is None:
             self._lost_at = now
-            self.queue.tell(Notice("lost", why))
-        elif not self._heard and self._told is not None:
-            self._told(why)
-            self._told = None
+            self.queue.notify(Notice("lost", why))
+        elif not self._has_started and self._on_failure is not None:
+            self._on_failure(why)
+            self._on_failure = None
         if self._give_up is not None and now - self._lost_at >= self._give_up:
             raise AudioError(
                 f"{self.name} has sent no audio for {now - self._lost_at:.0f} s: {why}. Check the URL, or give a "
@@ -269,10 +265,10 @@ class NetworkSource:
         self._lost_at, self._rate = None, 0
         self._burst = BURST_SECONDS
         self._placed_at = 0.0
-        if self._heard:
+        if self._has_started:
             self._skip(self._late())
-            self.queue.tell(Notice("back", "", seconds))
-        self._heard = True
+            self.queue.notify(Notice("back", "", seconds))
+        self._has_started = True
 
     def _late(self) -> float:
         """Return how many seconds the audio is behind the wall clock; negative if it is ahead."""
@@ -305,7 +301,7 @@ class NetworkSource:
                 self._position -= frames
                 self._skip(self._least)
                 self._position += frames
-                self.queue.tell(Notice("gap", "a part of it never arrived", self._least))
+                self.queue.notify(Notice("gap", "a part of it never arrived", self._least))
             self._least, self._least_until = np.inf, now + BURST_SECONDS
 
     def _put(self, block: Floats) -> None:

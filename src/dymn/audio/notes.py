@@ -1,7 +1,4 @@
-"""Notes about recordings that were read.
-
-Examples are a wrong header, the selected track, and skipped damage.
-"""
+"""Notes about recordings that were read, such as a wrong header, the selected track, or skipped damage."""
 
 from __future__ import annotations
 
@@ -28,10 +25,7 @@ SHARED = frozenset([NO_CLOCK])
 """Notes that may be on all recordings of a run."""
 
 SLACK_SECONDS = 0.25
-"""How much of a recording may be missing without an error.
-
-Codecs pad and trim, and a note reports more than rounding.
-"""
+"""How much of a recording may be missing without an error, because codecs pad and trim."""
 
 
 @dataclass
@@ -83,7 +77,7 @@ def shared_at_end() -> Iterator[None]:
 
 
 class Report:
-    """What decoders report to: notes are kept, damage is an error unless partial recordings are asked for.
+    """Receives notes, which are kept, and damage, which is an error unless partial recordings are allowed.
 
     Attributes:
         name: of the recording, for messages.
@@ -101,11 +95,7 @@ class Report:
         self.tracks = 1
 
     def check_track(self) -> None:
-        """Reject a track that is not there.
-
-        Raises:
-            AudioError: saying how many there are.
-        """
+        """Raise an AudioError if the track does not exist."""
         if self.track is not None and self.track > self.tracks:
             has = "one audio track" if self.tracks == 1 else f"{self.tracks} audio tracks"
             raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Select another one with --track.")
@@ -115,10 +105,10 @@ class Report:
         self.notes.add(line)
 
     def damage(self, after: float | None, of: float | None, why: str, cause: BaseException | None = None) -> None:
-        """Say that a part is missing: after so many seconds, of so many that there should be.
+        """Report a missing part: after so many seconds, of so many that there should be.
 
         Raises:
-            AudioError: unless partial recordings are asked for.
+            AudioError: unless partial recordings are allowed.
         """
         where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
         if not self.partial:
@@ -133,7 +123,7 @@ class Report:
         """Compare the seconds that were decoded with those that a header promises.
 
         Raises:
-            AudioError: if more than `slack` seconds are missing, unless partial recordings are asked for; and if
+            AudioError: if more than `slack` seconds are missing, unless partial recordings are allowed; and if
                 nothing is there.
         """
         if promised is not None and promised - there > slack:

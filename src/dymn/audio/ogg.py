@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Pages:
     Attributes:
         links: one after the other.
         cut: whether the last page is incomplete.
-        ended: whether a page says that the stream ends, in the last link.
+        ended: whether a page ends the stream of the last link.
         skipped: how many bytes between and behind the pages belong to none.
         lost: whether the numbers of the pages have a gap.
     """
@@ -74,8 +74,12 @@ def pages(content: Content, base: int = 0) -> Pages | None:
         end = page.end
     cut = end > content.size
     skipped += max(0, content.size - end)
-    links = tuple(Link(*pair) for pair in zip(starts, [*starts[1:], content.size], strict=True))
-    return Pages(links, cut, ended and not cut, skipped, lost)
+    return Pages(links(starts, content.size), cut, ended and not cut, skipped, lost)
+
+
+def links(starts: Sequence[int], end: int) -> tuple[Link, ...]:
+    """Return parts that follow each other, from where each starts."""
+    return tuple(Link(*pair) for pair in zip(starts, [*starts[1:], end], strict=True))
 
 
 def _walk(content: Content, position: int) -> Iterator[_Page]:

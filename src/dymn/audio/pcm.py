@@ -46,10 +46,7 @@ _HEAD = 4096
 
 
 class PcmReader:
-    """Turns bytes that come in pieces of any size into samples.
-
-    An incomplete sample is kept until the rest of it comes.
-    """
+    """Converts bytes that arrive in pieces of any size to samples; incomplete samples are kept for the next piece."""
 
     def __init__(self, format: str, channels: int) -> None:
         """Prepare to read samples of a format and a number of channels.
@@ -95,17 +92,13 @@ class PcmReader:
             return samples.view("<i4").reshape(n, self._channels)
         array = np.frombuffer(whole, self._type).reshape(n, self._channels)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        if (
-            array.dtype.kind == "f"
-            and array.size
-            and not self._warned
-            and INTEGER_PEAK < np.abs(array).max() < MAX_PEAK
-        ):
-            self._warned = True
-            logger.warning(
-                "Samples reach %.0f, and full scale is 1. If they are integers, specify their format.",
-                np.abs(array).max(),
-            )
+        if array.dtype.kind == "f" and array.size and not self._warned:
+            peak = np.abs(array).max()
+            self._warned = bool(INTEGER_PEAK < peak < MAX_PEAK)
+            if self._warned:
+                logger.warning(
+                    "Samples reach %.0f, and full scale is 1. If they are integers, specify their format.", peak
+                )
         return array
 
 

@@ -24,39 +24,11 @@ from dymn.system.arrays import Floats
 
 _MAX_CHUNKS = 10_000
 _WRAP = 2**32
-_KNOWN = frozenset(
-    (
-        b"data",
-        b"fmt ",
-        b"LIST",
-        b"list",
-        b"fact",
-        b"bext",
-        b"iXML",
-        b"cue ",
-        b"smpl",
-        b"inst",
-        b"PEAK",
-        b"JUNK",
-        b"junk",
-    )
-) | frozenset(
-    (
-        b"PAD ",
-        b"id3 ",
-        b"ID3 ",
-        b"FLLR",
-        b"minf",
-        b"elm1",
-        b"regn",
-        b"umid",
-        b"DGDA",
-        b"ds64",
-        b"axml",
-        b"chna",
-        b"plst",
-    )
+_CHUNK_NAMES = (
+    "data fmt LIST list fact bext iXML cue smpl inst PEAK JUNK junk PAD id3 ID3 FLLR minf elm1 regn umid DGDA ds64 "
+    "axml chna plst"
 )
+_KNOWN = frozenset(name.ljust(4).encode() for name in _CHUNK_NAMES.split())
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _AMBISONIC_TAIL = bytes.fromhex("00002107d3118644c8c1ca000000")
 _SYNCS = tuple(map(bytes.fromhex, ("ff1f00e8", "1fffe800", "fe7f0180", "7ffe8001", "72f81f4e")))
@@ -106,9 +78,9 @@ class PcmLayout:
         frame: bytes of a sample of all channels.
         start: the place of the first sample, in bytes.
         length: how many bytes of samples follow.
-        promised: how many the header promises, None if it does not say.
+        promised: how many the header promises, None if it is unknown.
         ambisonic: whether the first channel is that of all directions.
-        notes: on what the header gets wrong.
+        notes: on errors in the header.
     """
 
     container: str
@@ -136,10 +108,7 @@ class _Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class _Container:
-    """How a container lays out its chunks.
-
-    Where the first starts, its header (name, length), what of it the length counts.
-    """
+    """The layout of chunks: start of the first one, header of each (name, length), and whether lengths include it."""
 
     name: str
     start: int
@@ -161,10 +130,7 @@ _CONTAINERS = {
 
 
 def layout(content: Content, base: int = 0) -> PcmLayout | None:
-    """Return how the samples of a file are laid out that begins at `base`.
-
-    None if it is no such file, or has no samples.
-    """
+    """Return the layout of the samples of a file that begins at `base`; None if it is no such file, or has none."""
     head = content.at(base, 40)
     if head[:4] in (b".snd", b"dns.") and len(head) >= 24:
         return _au(content, head, base)
@@ -183,7 +149,7 @@ def layout(content: Content, base: int = 0) -> PcmLayout | None:
 
 
 def _chunks(content: Content, container: _Container, position: int) -> Iterator[_Chunk]:
-    """Yield the chunks of a file from a position on; a pad byte that is missing is noticed."""
+    """Yield the chunks of a file from a position on, also where a pad byte is missing."""
     for _ in range(_MAX_CHUNKS):
         chunk = _chunk(content, container, position)
         if chunk is None:
@@ -250,7 +216,7 @@ def _wave(fields: bytes, order: str) -> tuple[str | None, int, int, int, bool]:
     kind = _RIFF_CODES.get(code, "")
     coding = _coding(kind, bits, order, "u8")
     if coding is not None and frame != channels * _width(coding):
-        coding = None  # samples in wider containers: the decoders know how
+        coding = None  # samples in wider containers, which the decoders support
     return coding, rate, channels, frame, ambisonic
 
 
@@ -296,16 +262,13 @@ def _au(content: Content, head: bytes, base: int) -> PcmLayout:
 
 
 def is_disguised(content: Content, plain: PcmLayout) -> bool:
-    """Whether 16-bit samples are the bytes of DTS or AC-3 (IEC 61937), as on some discs.
-
-    They would be heard as noise.
-    """
+    """Whether 16-bit samples are the bytes of DTS or AC-3 (IEC 61937), as on some discs, and would be noise."""
     head = content.at(plain.start, 8192) if plain.coding == "<i2" and plain.channels == 2 else b""
     return any(sync in head for sync in _SYNCS)
 
 
 def _bounded(content: Content, container: _Container | None, base: int, plain: PcmLayout) -> PcmLayout:
-    """Return a layout with the length that the samples have, from what the header says and what follows in the file."""
+    """Return a layout with the length that the samples have, from the header and what follows in the file."""
     promised, there = plain.promised or 0, plain.length
     if _means_unknown(promised):
         return replace(plain, promised=None)
@@ -364,7 +327,7 @@ def _fill(content: Content, container: _Container, position: int) -> bool:
 
 
 def _outer_end(content: Content, container: _Container, base: int) -> int:
-    """Return where the file ends by its outermost header, 0 if it does not say or lies beyond the file."""
+    """Return the end of the file according to its outermost header, 0 if it is unknown or beyond the file."""
     if container.name == "CAF":
         return 0
     if container.name == "W64":
@@ -406,6 +369,18 @@ def _means_unknown(length: int) -> bool:
 def _width(coding: str) -> int:
     """Return the bytes of a sample."""
     return int(coding[2:]) if coding[0] in "<>" else 1
+
+
+def chunks(content: Content, plain: PcmLayout, first: int, last: int, n_samples: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the bytes of frames `first` to `last`, at most `n_samples` at a time, each with its first frame."""
+    place, step = first, max(1, n_samples // plain.channels)
+    while place < last:
+        data = content.at(plain.start + place * plain.frame, min(step, last - place) * plain.frame)
+        whole = len(data) // plain.frame
+        if whole == 0:
+            return
+        yield place, data[: whole * plain.frame]
+        place += whole
 
 
 def decoded(data: bytes, coding: str, channels: int) -> Floats:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dymn.audio.band import band_passed, centred
-from dymn.audio.decoder import Block, MissingDecoderError, check_heard
+from dymn.audio.decoder import Block, MissingDecoderError, check_played_rate
 from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
@@ -74,7 +74,7 @@ def probe(source: FileLike) -> AudioInfo:
 
 
 def _position(source: Any) -> int | None:
-    """Return where a file object stands, None for a path."""
+    """Return the position of a file object, None for a path."""
     is_path = isinstance(source, (str, os.PathLike))
     if is_stdin(source) or (is_path and _is_fifo(source)):
         raise AudioError(
@@ -202,13 +202,13 @@ def from_array(
     levels = Levels()
     levels.add(samples, mono, check_finite("The array", mono, rate=source_rate))
     kept = Notes() if notes is None else notes
-    levels.tell(kept, settings)
+    levels.add_notes(kept, settings)
     parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
 
     def blocks_of(notes: Notes, free: bool) -> Iterator[np.ndarray]:
-        return _heard(parts, source_rate, rate, settings, free, "The array")
+        return _played(parts, source_rate, rate, settings, free, "The array")
 
-    blocks = list(_raised(blocks_of, rate, settings, kept))
+    blocks = list(_amplified(blocks_of, rate, settings, kept))
     if notes is None:
         kept.log("The array")
     if not blocks:
@@ -226,10 +226,10 @@ def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes
 
         def blocks_of(notes: Notes, free: bool) -> Iterator[np.ndarray]:
             with recording(source, settings, notes=notes, content=content) as found:
-                yield from _heard(found.chunks, found.info.sample_rate, rate, settings, free, found.name)
+                yield from _played(found.chunks, found.info.sample_rate, rate, settings, free, found.name)
 
         empty = True
-        for block in _raised(blocks_of, rate, settings, kept):
+        for block in _amplified(blocks_of, rate, settings, kept):
             empty = False
             yield block
         if empty:
@@ -238,7 +238,7 @@ def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes
             kept.log(display(source))
 
 
-def _heard(
+def _played(
     chunks: Iterable[np.ndarray], source_rate: int, rate: int, settings: ReadSettings, free: bool, name: str
 ) -> Iterator[np.ndarray]:
     """Yield mono samples for the network, before the gain: at its rate, faster or slower, in a band.
@@ -246,7 +246,7 @@ def _heard(
     They are free of an offset if `free`, or if the band has a lower limit.
     """
     speed, band = settings.speed, settings.band
-    check_heard(name, source_rate, speed)
+    check_played_rate(name, source_rate, speed)
     if free or settings.is_high_pass:
         chunks = centred(chunks, source_rate, offsets_only=not settings.is_high_pass)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
@@ -261,10 +261,10 @@ def _heard(
     return band_passed(blocks, rate, low, high)
 
 
-def _raised(
+def _amplified(
     blocks_of: Callable[[Notes, bool], Iterator[np.ndarray]], rate: int, settings: ReadSettings, notes: Notes
 ) -> Iterator[np.ndarray]:
-    """Yield blocks with their gain; with "auto" they are measured first, as they are heard, and so made twice.
+    """Yield blocks with their gain; with "auto" their level is measured first, so they are computed twice.
 
     An offset would limit that gain and be amplified; it is removed from what is amplified.
     """
@@ -327,11 +327,7 @@ def _as_numpy(array: Any) -> np.ndarray:
 
 
 def channels_last(array: np.ndarray | Tensor) -> np.ndarray:
-    """Return samples in memory, [N] or [channels, N] or [N, channels], as float32 [N, channels].
-
-    Raises:
-        AudioError: as `from_array`.
-    """
+    """Return samples in memory, [N] or [channels, N] or [N, channels], as float32 [N, channels]; see `from_array`."""
     samples = to_float32(_as_numpy(array))
     shape = list(samples.shape)
     if samples.size == 0:

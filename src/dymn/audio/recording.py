@@ -17,17 +17,13 @@ from dymn.audio.notes import Notes, Report
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import Levels, check_finite, mean
 from dymn.audio.settings import PLAIN, ReadSettings, channel_index
-from dymn.audio.sources import FileLike, display, opened, reason
-from dymn.errors import AudioError
+from dymn.audio.sources import FileLike, display, opened, reading_errors
 from dymn.system.arrays import Floats
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header says.
-
-    `frames` (samples per channel) and `seconds` are None where the format does not say.
-    """
+    """The header of a recording; `frames` (samples per channel) and `seconds` are None where the format lacks them."""
 
     sample_rate: int
     channels: int
@@ -44,7 +40,7 @@ class Decoding:
         name: for messages.
         info: its header.
         chunks: its samples as mono float32 [n], at its own rate.
-        notes: what a user should know about it; complete behind the last chunk.
+        notes: unusual properties of it; complete after the last chunk.
     """
 
     name: str
@@ -62,7 +58,7 @@ def recording(
     Args:
         source: a path, "-" for standard input, or a binary file object.
         settings: the channel, a number or "mix" (see `settled`), the track, and whether to read what can be read of a
-            damaged recording; a note then says what is missing.
+            damaged recording; a note then states what is missing.
         notes: where notes are added; None is a new list.
         content: its bytes, if they have been opened already.
 
@@ -82,28 +78,19 @@ def recording(
 
 
 def settled(settings: ReadSettings, source: FileLike, content: Content, notes: Notes) -> ReadSettings:
-    """Return settings with the number of the loudest channel in place of "loudest"; all of the recording is read.
-
-    Raises:
-        AudioError: as `recording`.
-    """
+    """Return settings with the number of the loudest channel in place of "loudest"; all of the recording is read."""
     if settings.channel != "loudest":
         return settings
-    with ExitStack() as stack:
+    with ExitStack() as stack, reading_errors(display(source)):
         decoder = open_decoder(content, Report(display(source), Notes(), settings.partial, settings.track), stack)
-        try:
-            number = loudest(decoder.blocks)
-        except OSError as error:
-            raise AudioError(
-                f"{display(source)} cannot be read: {reason(error)}. Check the disk or the connection."
-            ) from error
+        number = loudest(decoder.blocks)
     if decoder.channels > 1:
         notes.add(f"channel {number} of {decoder.channels} is the loudest and is read.")
     return replace(settings, channel=number)
 
 
 def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield a channel or the mean over channels [n], and compare their number with what the header says."""
+    """Yield a channel or the mean over channels [n], and compare their length with that in the header."""
     channel = settings.channel
     if decoder.omni and channel == "mix":
         report.note(
@@ -113,7 +100,7 @@ def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[
     levels, place = Levels(), 0.0
     resampler: Resampler | None = None
     rate_before = decoder.rate
-    try:
+    with reading_errors(report.name):
         for samples, rate in decoder.blocks:
             if len(samples) == 0:
                 continue
@@ -127,16 +114,14 @@ def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[
                 resampler = None if rate == decoder.rate else Resampler(rate, decoder.rate)
                 rate_before = rate
             yield mono if resampler is None else resampler.feed(mono)
-    except OSError as error:
-        raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
     if resampler is not None:
         yield resampler.finish()
-    levels.tell(report.notes, settings)
+    levels.add_notes(report.notes, settings)
     report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
 
 
 def chosen(samples: Floats, channel: str, name: str) -> Floats:
-    """Return what is heard of samples [n, channels]: all channels for "mix", or one of them, [n, 1].
+    """Return the samples [n, channels] of all channels for "mix", or those of one of them, [n, 1].
 
     Raises:
         AudioError: if the recording `name` does not have that channel.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dymn.audio.decoder import LEAST_HEARD, MAX_RATE, MIN_RATE
+from dymn.audio.decoder import MAX_RATE, MIN_PLAYED_RATE, MIN_RATE
 from dymn.config import check_number
 from dymn.errors import ConfigError
 
@@ -21,7 +21,7 @@ class Resampler:
         Raises:
             ConfigError: if a rate is not allowed; that of the source need not be a whole number.
         """
-        check_number("sample_rate", source_rate, LEAST_HEARD, MAX_RATE)
+        check_number("sample_rate", source_rate, MIN_PLAYED_RATE, MAX_RATE)
         rates = source_rate, whole_rate(rate, "rate")
         self._stream: Any = None
         if rates[0] != rates[1]:
@@ -30,10 +30,7 @@ class Resampler:
             self._stream = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ")
 
     def feed(self, chunk: np.ndarray) -> np.ndarray:
-        """Take float32 samples [n] and return those [m] at the new rate that are ready.
-
-        The filter delays a few milliseconds.
-        """
+        """Take float32 samples [n] and return those [m] at the new rate that are ready, a few milliseconds later."""
         if self._stream is None or len(chunk) == 0:
             return chunk
         block: np.ndarray = self._stream.resample_chunk(np.ascontiguousarray(chunk))

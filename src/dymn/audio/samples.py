@@ -125,8 +125,8 @@ class Levels:
         for channel in range(samples.shape[1]):
             self._channels[channel] += float(np.dot(samples[:, channel], samples[:, channel]))
 
-    def tell(self, notes: Notes, settings: ReadSettings) -> None:
-        """Add notes on what is unusual, unless settings see to it: a gain to what is quiet, a band to an offset."""
+    def add_notes(self, notes: Notes, settings: ReadSettings) -> None:
+        """Add notes on unusual levels, except those that settings correct: a gain low ones, a band an offset."""
         if self._peak > INTEGER_PEAK:
             notes.add(
                 f"samples reach {self._peak:.0f}, but full scale is 1: they are probably integers stored as floats. "

@@ -79,11 +79,7 @@ class ReadSettings:
 
 
 def channel_index(channel: str, count: int, name: str) -> int:
-    """Return the index of a channel that is "left", "right" or a number.
-
-    Raises:
-        AudioError: if the recording `name` has fewer channels.
-    """
+    """Return the index of "left", "right" or a number; an AudioError if the recording `name` has fewer channels."""
     number = _SIDES.get(channel) or int(channel)
     if number > count:
         has = "one channel" if count == 1 else f"{count} channels"
@@ -101,11 +97,7 @@ def _gain(value: Any) -> float:
 
 
 def _band(value: Any) -> tuple[float | None, float | None] | None:
-    """Return a band as two numbers, of which one may be None.
-
-    Raises:
-        ConfigError: if it is no band.
-    """
+    """Return a band as two numbers, of which one may be None; raise a ConfigError if it is not a band."""
     if value is None:
         return None
     low, _, high = value.partition("-") if isinstance(value, str) and "-" in value else ("none", "", "")

@@ -22,7 +22,7 @@ from dymn.audio.content import SPOOL_MEMORY, Content, spool
 from dymn.errors import AudioError, visible
 
 FileLike: TypeAlias = "str | os.PathLike[str] | BinaryIO"
-"""A path, "-" for standard input, or a binary file object (read from where it stands)."""
+"""A path, "-" for standard input, or a binary file object (read from its position)."""
 
 SPOOL_LIMIT = 8 * 2**30
 """The most bytes taken from a stream: a little more than twelve hours of 16-bit stereo at 44.1 kHz."""
@@ -52,7 +52,7 @@ def is_stdin(source: object) -> bool:
 
 @contextlib.contextmanager
 def opened(source: FileLike) -> Iterator[Content]:
-    """Open `source` and return its bytes; a file object of the caller is read from where it stands.
+    """Open `source` and return its bytes; a file object of the caller is read from its position.
 
     What this function opens is closed at the end of the block. A file object of the caller stays open, and its position
     does not change if it is a regular file at its start. A pipe or FIFO that sends nothing for `IDLE_SECONDS` is an
@@ -139,10 +139,7 @@ def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content
 
 
 def _shared(name: str, descriptor: int, stack: contextlib.ExitStack) -> Content:
-    """Read a file of the caller through a descriptor of our own, as the caller may close theirs.
-
-    Put its position back.
-    """
+    """Read a file of the caller, who may close it, through a descriptor of our own, and restore its position."""
     place = os.lseek(descriptor, 0, os.SEEK_CUR)  # the position is common to both
     own = os.dup(descriptor)
     stack.callback(os.close, own)
@@ -201,6 +198,15 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
     return copy.content()
 
 
+@contextlib.contextmanager
+def reading_errors(name: str) -> Iterator[None]:
+    """Turn an error of the system while a recording is read into an AudioError."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(f"{name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
+
+
 def reason(error: BaseException) -> str:
-    """Return what went wrong, in the words of the system or the library, without the final full stop."""
+    """Return the message of an error of the system or a library, without the final full stop."""
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".")

@@ -13,7 +13,7 @@ import numpy as np
 
 from dymn.audio import pcm_files
 from dymn.audio.content import Content
-from dymn.audio.decoder import CHUNK_SAMPLES, Decoder, check_heard
+from dymn.audio.decoder import CHUNK_SAMPLES, Decoder, check_played_rate
 from dymn.audio.decoding import open_decoder
 from dymn.audio.notes import Report
 from dymn.audio.resampling import resampled
@@ -24,14 +24,13 @@ from dymn.system.arrays import Array, Floats
 
 SampleRange = tuple[int, int]
 
-SUBTYPES = {"u8": "PCM_U8", "s8": "PCM_U8", "i2": "PCM_16", "i3": "PCM_24", "i4": "PCM_32", "f8": "DOUBLE"} | {
-    "i8": "DOUBLE",
-    "alaw": "PCM_16",
-    "ulaw": "PCM_16",
+SUBTYPES = {"i3": "PCM_24", "i4": "PCM_32", "i8": "DOUBLE", "f8": "DOUBLE"} | {
+    **dict.fromkeys(("u8", "s8"), "PCM_U8"),
+    **dict.fromkeys(("i2", "alaw", "ulaw"), "PCM_16"),
 }
-"""From how a sample is stored to libsndfile's name of what a WAV holds it in; all others are FLOAT."""
+"""The subtype of libsndfile in which a WAV contains samples, by how they are stored; all others are FLOAT."""
 FLAC_CHANNELS, FLAC_RATE = 8, 655_350
-"""The most of both that a FLAC file has."""
+"""The maximum of both in a FLAC file."""
 
 SILENT_PEAK = 1e-4
 """A passage whose samples are at most this far from 0, -80 dBFS, is silent; lossy formats leave less than that."""
@@ -45,8 +44,8 @@ class StoredAudio:
         name: for messages.
         rate: in Hz.
         channels: how many.
-        container: the file that holds its samples, "WAV" or "FLAC".
-        subtype: libsndfile's name of how they are stored there.
+        container: the format of a file for its samples, "WAV" or "FLAC".
+        subtype: libsndfile's name of their encoding in it.
     """
 
     name: str
@@ -60,8 +59,8 @@ class StoredAudio:
     def blocks(self, spans: Sequence[SampleRange]) -> Iterator[tuple[int, Array]]:
         """Yield blocks [n, channels] that cover spans from first to last sample (exclusive), each with its place.
 
-        They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Nothing
-        is read of what lies between spans where the format allows it.
+        They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Samples
+        between spans are not read if the format allows it.
 
         Raises:
             AudioError: if the recording is damaged, or its sample rate changes.
@@ -69,7 +68,9 @@ class StoredAudio:
         plain = self._decoder.plain
         if plain is not None:
             for first, last in _united(spans):
-                yield from _plain(self._content, plain, first, last)
+                last = min(last, plain.length // plain.frame)
+                for place, data in pcm_files.chunks(self._content, plain, first, last, CHUNK_SAMPLES):
+                    yield place, exact(data, plain.coding or "", plain.channels)
             return
         place, end = 0, max((last for _, last in spans), default=0)
         for samples, rate in self._decoder.blocks:
@@ -114,7 +115,7 @@ def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
         AudioError: if it cannot be read, or the recording ends before the start of the passage.
     """
     with stored(source) as sound:
-        check_heard(sound.name, sound.rate)
+        check_played_rate(sound.name, sound.rate)
         blocks = list(resampled(_mono(sound, start, end), sound.rate, rate))
         if not blocks:
             raise AudioError(f"{sound.name} ends before {start:g} s. Give an earlier time.")
@@ -123,8 +124,6 @@ def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
 
 def is_silent(path: str, start: float, end: float) -> bool:
     """Return whether no sample from start to end (or `math.inf`) in seconds is above `SILENT_PEAK`; false for a pipe.
-
-    Reading ends at the first one that is.
 
     Raises:
         AudioError: if it cannot be read.
@@ -136,26 +135,15 @@ def is_silent(path: str, start: float, end: float) -> bool:
 
 
 def _mono(sound: StoredAudio, start: float, end: float) -> Iterator[Floats]:
-    """Yield what is heard from start to end in seconds, in blocks [n] that are not empty."""
+    """Yield the mean over channels from start to end in seconds, in blocks [n] that are not empty."""
     first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
     for place, samples in sound.blocks([(first, last)]):
         if len(part := samples[max(0, first - place) : max(0, last - place)]):
             yield mean(to_float32(part))
 
 
-def _plain(content: Content, plain: pcm_files.PcmLayout, first: int, last: int) -> Iterator[tuple[int, Array]]:
-    step = max(1, CHUNK_SAMPLES // plain.channels)
-    last = min(last, plain.length // plain.frame)
-    for place in range(first, last, step):
-        data = content.at(plain.start + place * plain.frame, min(step, last - place) * plain.frame)
-        yield place, exact(data[: len(data) // plain.frame * plain.frame], plain.coding or "", plain.channels)
-
-
 def exact(data: bytes, coding: str, channels: int) -> Array:
-    """Return stored samples [n, channels] as int32 in the upper bits, or as float32 or float64.
-
-    `coding` is that of `dymn.audio.pcm_files.PcmLayout`.
-    """
+    """Return stored samples, whose `coding` is that of a `PcmLayout`, as [n, channels] of int32, float32 or float64."""
     kind = coding.lstrip("<>")
     if kind == "i4":
         return np.frombuffer(data, coding).reshape(-1, channels).astype(np.int32)

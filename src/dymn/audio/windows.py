@@ -15,10 +15,7 @@ from dymn.config import check
 from dymn.system.arrays import Floats
 
 JOINED_SHARE = 10
-"""A remainder of up to a tenth of a window joins the window before it.
-
-10.03 s are one window, not one of 10 s and one of 30 ms.
-"""
+"""A remainder of up to a tenth of a window joins the window before it: 10.03 s are one window, not two."""
 
 
 class Window(NamedTuple):
@@ -52,10 +49,7 @@ class Cutter:
         self._to_skip = 0
 
     def feed(self, block: Floats) -> Iterator[Window]:
-        """Take samples [n] and yield the windows that are complete with them.
-
-        Consume all of them before the next call.
-        """
+        """Take samples [n] and yield the windows that are complete with them; consume these before the next call."""
         skipped = min(self._to_skip, len(block))
         self._to_skip -= skipped
         self._buffer = np.concatenate([self._buffer, block[skipped:]]) if len(self._buffer) else block[skipped:]
@@ -106,11 +100,7 @@ def fill(samples: Floats, length: int, how: str) -> Floats:
 
 
 def check_windows(window: float, hop: float | None, how: str) -> None:
-    """Check the settings of windows, in seconds, and of the filling.
-
-    Raises:
-        ConfigError: naming the setting and what is allowed.
-    """
+    """Raise a ConfigError if the settings of windows, in seconds, or of the filling are not allowed."""
     for name, value in (("window", window), ("hop", hop)):
         allowed = (name == "hop" and value is None) or (value is not None and 0.05 <= value <= 600)
         check(allowed, f"{name} is {value}; it must be from 0.05 to 600 seconds.")

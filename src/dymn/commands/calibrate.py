@@ -10,8 +10,8 @@ import typer
 
 from dymn.commands import fit, options
 from dymn.commands.datasets import check_data
-from dymn.commands.fit import check_picture, gathered, open_named, tell_bad, threads_of
-from dymn.commands.options import DATA, WHAT, check_ending, complete_models, file_option, hush, note, output_option
+from dymn.commands.fit import check_picture, gathered, open_named, print_errors, threads_of
+from dymn.commands.options import DATA, WHAT, check_ending, file_option, hush, model_argument, note, output_option
 
 if TYPE_CHECKING:
     from dymn.config import ModelCard
@@ -23,14 +23,7 @@ LEAST_CHANGE = 0.0005  # of a threshold, with three digits
 
 
 def calibrate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder that contains one.",
-        ),
-    ],
+    model: Annotated[str, model_argument("The name of a model with weights, or a file or folder that contains one.")],
     data: Annotated[
         Path,
         typer.Option(
@@ -96,7 +89,7 @@ def calibrate(
             f"most: {', '.join(changed[:MOST_NAMED])}.",
             quiet,
         )
-    tell_bad(found.bad)
+    print_errors(found.bad)
     if plot is not None:
         from dymn.plots.reliability import plot_reliability
 
@@ -126,7 +119,7 @@ def changes(old: ModelCard, found: Calibrated) -> list[str]:
 
 
 def as_table(found: Calibrated, output: Path) -> str:
-    """Return the figures for people."""
+    """Return the figures as a table."""
     width = max(len("class"), *(len(one.label) for one in found.classes))
     lines = [f"{'class'.ljust(width)}  windows  slope   offset  auto   precise"]
     for one in found.classes[:MOST_SHOWN]:

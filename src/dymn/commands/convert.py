@@ -10,9 +10,7 @@ import typer
 from dymn.commands.options import Quiet, file_option, hush
 from dymn.commands.output import note_new_folder, say
 from dymn.errors import ConfigError
-from dymn.system.files import read_bounded
-
-MAX_LABELS = 2**24  # bytes of a list of labels
+from dymn.system.files import read_lines
 
 
 def convert(
@@ -97,11 +95,7 @@ def convert(
 
 
 def parse_strides(text: str) -> tuple[int, ...]:
-    """Return "2,2,2,1" as numbers.
-
-    Raises:
-        ConfigError: if the text is no list of whole numbers.
-    """
+    """Return "2,2,2,1" as numbers; raise a ConfigError if it is not a list of whole numbers."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -109,15 +103,10 @@ def parse_strides(text: str) -> tuple[int, ...]:
 
 
 def read_labels(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty.
-
-    Raises:
-        ConfigError: if the file cannot be read as text.
-    """
+    """Return the labels in a text file; raise a ConfigError if it cannot be read as text."""
     try:
-        lines = read_bounded(path, MAX_LABELS).decode("utf-8-sig").splitlines()
+        return read_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--labels {path} cannot be read: {error}. Give a text file with one label per line."
         ) from error
-    return [line.strip() for line in lines if line.strip()]

@@ -9,11 +9,7 @@ from dymn.errors import ConfigError
 
 
 def check_data(path: Path, where: str) -> None:
-    """Reject data that are not there; `where` is how they are given, such as --data.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
+    """Raise a ConfigError if there are no data at a path; `where` is how it is given, such as --data."""
     if not os.path.exists(os.path.expanduser(path)):
         raise ConfigError(
             f"There is no dataset at {path}. Give the path of a folder, a table or an archive as {where}."
@@ -21,11 +17,7 @@ def check_data(path: Path, where: str) -> None:
 
 
 def check_model(name: str) -> None:
-    """Reject a model that is neither an architecture nor known nor a path.
-
-    Raises:
-        ConfigError: proposing similar names.
-    """
+    """Raise a ConfigError if a model is neither an architecture nor known nor a path; it proposes similar names."""
     from dymn.weights.registry import REGISTRY, WEIGHTS_ENDINGS, unknown_model
 
     if name in REGISTRY or os.path.exists(os.path.expanduser(name)):

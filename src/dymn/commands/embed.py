@@ -83,7 +83,7 @@ def embed(
     import functools
 
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.runs import Form, RunOptions, run
     from dymn.config import to_dict
     from dymn.inference.embedding import EmbedSettings
     from dymn.inference.formats.embeddings import layout
@@ -103,7 +103,7 @@ def embed(
     settings = EmbedSettings(window, hop, fill, **reading)
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
-    asked = Asked(
+    given = RunOptions(
         "embed", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
         ray, fresh, retry_failed, quiet, looks_inside=layers != ("last",), read=settings,
@@ -123,7 +123,7 @@ def embed(
         )
         return functools.partial(embed_files, settings=settings)
 
-    done = run(asked, layout(()), form, files)
+    done = run(given, layout(()), form, files)
     if output is not None and done.format != "parquet":
         write_origin(replace(done.origin, more=done.origin.more | {"partial": done.damaged}), output)
     if done.failed:
@@ -131,7 +131,7 @@ def embed(
 
 
 def write_origin(origin: Origin, output: Path) -> None:
-    """Write the metadata of vectors next to a file whose format cannot contain them: clips.npy.json for clips.npy."""
+    """Write the metadata of vectors next to a file that cannot contain them: clips.npy.json for clips.npy."""
     from dymn.system.files import atomic_write
 
     if output.is_file():

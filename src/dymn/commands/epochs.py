@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dymn.commands.progress import display
 from dymn.training.report import Record, Reporter
 
 if TYPE_CHECKING:
@@ -32,24 +32,11 @@ class EpochTable(Reporter):
         """Show the bar."""
         self.epochs = epochs
         self.note(f"{self.title}{epochs - epochs_done} of {epochs} epochs to go, {steps} batches each.")
-        if self.quiet or not sys.stderr.isatty() or epochs_done == epochs:
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        console = Console(stderr=True)
-        self.progress = Progress(
-            *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
-        self.task = self.progress.add_task(f"epoch {epochs_done + 1}", total=steps)
-        self.progress.start()
+        columns = ("{task.description}", "BarColumn", "MofNCompleteColumn", "left", "TimeRemainingColumn")
+        self.progress = display(self.quiet or epochs_done == epochs, *columns)
+        if self.progress is not None:
+            self.task = self.progress.add_task(f"epoch {epochs_done + 1}", total=steps)
+            self.progress.start()
 
     def note(self, text: str) -> None:
         """Write a line."""
@@ -80,11 +67,11 @@ class EpochTable(Reporter):
             self.progress.reset(self.task, description=f"epoch {record['epoch'] + 1}")
 
     def finish(self, result: Record) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was; called also when a run ends by an error."""
+        """Remove the bar, also when a run ends with an error."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -97,7 +84,7 @@ class EpochTable(Reporter):
 
 
 def title(column: str) -> str:
-    """Return what a column is called in the table."""
+    """Return the title of a column."""
     return {"clips_per_second": "clips/s", "seconds": "time", "lr": "rate"}.get(
         column, column.replace("_", " ").replace("top1 ", "")
     )

@@ -13,15 +13,15 @@ from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import (
     DATA,
     check_ending,
-    complete_models,
     file_option,
     hush,
+    model_argument,
     note,
     note_ending,
     number_option,
     seconds_option,
 )
-from dymn.commands.output import note_new_folder
+from dymn.commands.output import aligned, note_new_folder
 from dymn.errors import ConfigError
 from dymn.system.files import json_values
 
@@ -32,11 +32,9 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder that contains one, such as "
-            "runs/mn04_as/best.safetensors. A+B is an ensemble of models.",
+        model_argument(
+            "The name of a model with weights, or a file or folder that contains one, such as "
+            "runs/mn04_as/best.safetensors. A+B is an ensemble of models."
         ),
     ],
     data: Annotated[
@@ -47,7 +45,6 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split",
             metavar="NAME",
             help="The split: test, val, train or all. The default is test or, if there are no test clips, all.",
             rich_help_panel=DATA,
@@ -199,11 +196,7 @@ def evaluate(
 
 
 def check_events(events: bool, own: dict[str, Any], others: dict[str, Any]) -> None:
-    """Reject options of events without --events, and those of clips with it.
-
-    Raises:
-        ConfigError: naming the option.
-    """
+    """Raise a ConfigError for options of events without --events, and for those of clips with it."""
     for option, value in (others if events else own).items():
         if value is not None:
             raise ConfigError(
@@ -214,11 +207,7 @@ def check_events(events: bool, own: dict[str, Any], others: dict[str, Any]) -> N
 
 
 def load(name: str, device: str | None, quiet: bool) -> Any:
-    """Load a model, or an ensemble such as "A+B", with a bar if it is downloaded.
-
-    Raises:
-        ConfigError: if it is neither known nor a path, or the models do not go together.
-    """
+    """Load a model, or an ensemble such as "A+B", with a bar if it is downloaded."""
     from dymn.commands.progress import download_bar
     from dymn.evaluation.assess import as_ensemble
     from dymn.system.devices import resolve_device
@@ -235,7 +224,7 @@ def load(name: str, device: str | None, quiet: bool) -> Any:
 
 
 def as_table(found: Assessment) -> str:
-    """Return the figures for people."""
+    """Return the figures as a table."""
     from dymn.commands.epochs import FIGURES, figure
 
     rows = [
@@ -251,8 +240,7 @@ def as_table(found: Assessment) -> str:
     if absent:
         listed = ", ".join(absent[:5]) + (" and others" if len(absent) > 5 else "")
         rows.append(("left out", f"{len(absent)} of {len(found.labels)} classes, without a positive clip: {listed}"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(aligned(rows))
 
 
 def as_json(found: Assessment, model: str, data: Path) -> str:

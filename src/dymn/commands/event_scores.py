@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from dymn.commands.options import note
-from dymn.system.files import atomic_write, csv_text, json_values, text_in
+from dymn.commands.output import aligned
+from dymn.system.files import json_values, write_csv
 
 if TYPE_CHECKING:
-    from dymn.evaluation.events import ClassEvents, EventAssessment
+    from dymn.evaluation.events import EventAssessment
     from dymn.inference.events import EventSettings
     from dymn.inference.tagger import Tagger
 
@@ -60,13 +61,12 @@ def evaluate_events(
         note(f"{path} is left out: {reason}", quiet)
     if per_class is not None:
         rows = [(one.label, *(f"{value:.6g}" for value in one[1:])) for one in found.classes]
-        with atomic_write(per_class) as file, text_in(file) as text:
-            text.write(csv_text([("class", *FIGURES), *rows]))
+        write_csv(per_class, [("class", *FIGURES), *rows])
     typer.echo(as_json(found, model, data, collar) if format == "json" else as_table(found))
 
 
 def as_table(found: EventAssessment) -> str:
-    """Return the figures for people: all in all, then a row for each class."""
+    """Return the figures as tables: those of all classes, then a row for each class."""
     from dymn.inference.formats.text import clock
 
     annotated, there = (sum(getattr(one, name) for one in found.classes) for name in ("annotated", "found"))
@@ -80,19 +80,9 @@ def as_table(found: EventAssessment) -> str:
     if found.unknown:
         listed = ", ".join(f"{label} ({count})" for label, count in sorted(found.unknown.items()))
         lines.append(("left out", f"labels that the model does not have: {listed}"))
-    width = max(len(name) for name, _ in lines)
     titles = ["class", *FIGURES.values()]
-    rows = [titles, *(_row(one) for one in found.classes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join([*(f"{name.ljust(width)}  {value}" for name, value in lines), "", *table])
-
-
-def _row(one: ClassEvents) -> list[str]:
-    return [one.label, str(one.annotated), str(one.found), *(f"{value:.4f}" for value in one[3:])]
+    rows = [[one.label, *map(str, one[1:3]), *(f"{value:.4f}" for value in one[3:])] for one in found.classes]
+    return "\n".join([*aligned(lines), "", *aligned([titles, *rows], right=range(1, len(titles)))])
 
 
 def as_json(found: EventAssessment, model: str, data: Path, collar: float) -> str:

@@ -95,7 +95,7 @@ def events(
     import functools
 
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.runs import Form, RunOptions, run
     from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
@@ -127,7 +127,7 @@ def events(
         min_duration=min_duration,
         **reading,
     )
-    asked = Asked(
+    given = RunOptions(
         "events", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
         ray, fresh, retry_failed, quiet, read=settings, labels=words,
@@ -146,7 +146,7 @@ def events(
         parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
         return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
 
-    cutter = cutter_of(segments, segments_per_class, asked.paths, ray, settings)
-    done = run(asked, EVENTS, form, files, cutter=cutter)
+    cutter = cutter_of(segments, segments_per_class, given.paths, ray, settings)
+    done = run(given, EVENTS, form, files, cutter=cutter)
     if done.failed:
         raise typer.Exit(1)

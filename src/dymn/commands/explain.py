@@ -91,11 +91,7 @@ def explain(
 
 
 def check_output(path: Path, recording: str) -> None:
-    """Refuse, before any work is done, a file that cannot be written or is the recording.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
+    """Raise a ConfigError, before any work is done, if a file cannot be written or is the recording."""
     check_ending("--output", path, ENDINGS)
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder. Give the path of a file.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dymn.commands.evaluate import load
-from dymn.commands.options import Quiet, complete_models, hush, note_ending, output_option
+from dymn.commands.options import Quiet, hush, model_argument, note_ending, output_option
 from dymn.commands.output import note_new_folder, say
 from dymn.errors import ConfigError
 
@@ -28,11 +28,8 @@ Precision = Literal["fp32", "fp16", "int8"]
 def export(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder that contains one. A+B is an ensemble of "
-            "models.",
+        model_argument(
+            "The name of a model with weights, or a file or folder that contains one. A+B is an ensemble of models."
         ),
     ],
     output: Annotated[
@@ -46,16 +43,13 @@ def export(
     format: Annotated[
         ExportFormat,
         typer.Option(
-            "--format",
             help="The format: onnx for ONNX Runtime, torch for PyTorch (a torch.export program, .pt2), or, with "
             "--input log-mel, executorch (.pte, needs dymn\\[executorch]) or litert (.tflite, needs dymn\\[litert]).",
         ),
     ] = "onnx",
     input: Annotated[
         Input,
-        typer.Option(
-            "--input", help="The input: samples (the file then includes the front end), or log-mel spectrograms."
-        ),
+        typer.Option(help="The input: samples (the file then includes the front end), or log-mel spectrograms."),
     ] = "waveform",
     precision: Annotated[
         Precision,
@@ -64,7 +58,6 @@ def export(
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
-            "--calibrate",
             metavar="PATH",
             help="Recordings, or folders of recordings, similar to those that will be tagged. With --precision "
             "int8, suitable static convolutions are computed in integers, with ranges measured on these recordings.",
@@ -83,7 +76,6 @@ def export(
     clips: Annotated[
         list[Path] | None,
         typer.Option(
-            "--clips",
             metavar="PATH",
             help="Recordings, or folders of recordings, on which the file is compared with PyTorch, in addition to "
             "a few synthetic sounds. The default is those of --calibrate.",

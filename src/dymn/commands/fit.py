@@ -169,7 +169,7 @@ def fit(
     if plot is not None:
         draw(found, plot)
         note(f"{plot} was written.", quiet)
-    tell_bad(found.bad)
+    print_errors(found.bad)
     _advise(found, quiet)
     typer.echo(as_json(found, output) if format == "json" else as_table(found, labelled, output))
     if found.bad:
@@ -179,11 +179,7 @@ def fit(
 def gathered(
     data: Path, background: list[Path] | None, add: list[Path] | None, separator: str | None, quiet: bool
 ) -> Labelled:
-    """Return labelled recordings with background and answers.
-
-    Raises:
-        DataError: if any of them cannot be read.
-    """
+    """Return labelled recordings with background and answers."""
     from dymn.fitting.labelled import read_answers, read_background, read_labelled
 
     for path in background or ():
@@ -198,7 +194,7 @@ def gathered(
     return labelled.adding(more)
 
 
-def tell_bad(bad: Mapping[str, DymnError]) -> None:
+def print_errors(bad: Mapping[str, DymnError]) -> None:
     """Write why recordings are left out, each reason once: two passages of a damaged file have the same."""
     for error in dict.fromkeys(map(str, bad.values())):
         typer.echo(f"dymn: {error}", err=True)
@@ -212,11 +208,7 @@ def threads_of(workers: int | None, threads: int | None) -> int:
 
 
 def open_named(model: str | None, quiet: bool) -> Stored:
-    """Open the checkpoint that was named, or the default one, and say which that is.
-
-    Raises:
-        ConfigError: if there is none of that name.
-    """
+    """Open the checkpoint that was named, or the default one, which a note then names."""
     from dymn.commands.datasets import check_model
     from dymn.commands.progress import download_bar
     from dymn.weights import open_checkpoint
@@ -232,12 +224,7 @@ def open_named(model: str | None, quiet: bool) -> Stored:
 
 
 def check_picture(plot: Path) -> None:
-    """Refuse, before any work is done, a picture that cannot be drawn.
-
-    Raises:
-        ConfigError: if its ending is not that of a picture.
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Raise an error, before any work is done, if a picture cannot be drawn."""
     from dymn.plots.style import require
 
     check_ending("--plot", plot, options.PICTURES)
@@ -257,7 +244,7 @@ def draw(found: FitResult, plot: Path) -> None:
 
 
 def _advise(found: FitResult, quiet: bool) -> None:
-    """Say what would make the classifier better."""
+    """Write notes on how to improve the classifier."""
     from dymn.data.catalog import NEGATIVES
     from dymn.fitting.thresholds import ENOUGH_HOURS
 
@@ -279,7 +266,7 @@ def _advise(found: FitResult, quiet: bool) -> None:
 
 
 def as_table(found: FitResult, labelled: Labelled, output: Path) -> str:
-    """Return the figures for people."""
+    """Return the figures as a table."""
     width = max(len("class"), *(len(one.label) for one in found.classes))
     lines = [f"{'class'.ljust(width)}  recordings  windows  AP      F1      auto   precise  (finds)"]
     for one in found.classes:

@@ -65,7 +65,7 @@ def index(
 
     hush(quiet)
     note_gaps(window, hop, quiet)
-    indexes.new_graph(1)  # says now what is not installed
+    indexes.new_graph(1)  # an error, before any work, if something is not installed
     given = gathered(paths, files_from)
     if any(path == "-" or "://" in path for path in given):
         raise ConfigError("An index needs recordings that can be read again. Give files on this machine.")
@@ -100,11 +100,7 @@ def index(
 
 
 def check_folder(folder: Path) -> None:
-    """Reject a folder that holds anything but an index, or one that was begun.
-
-    Raises:
-        ConfigError: naming the folder.
-    """
+    """Raise a ConfigError if a folder contains anything but an index, complete or not."""
     from dymn.inference.index import EMBEDDINGS
 
     if folder.exists() and not folder.is_dir():

@@ -38,14 +38,12 @@ GroupsFile = Annotated[
 ]
 Language = Annotated[
     str,
-    typer.Option(
-        "--language", metavar="CODE", help="The language of the labels; only en is available.", rich_help_panel=WHAT
-    ),
+    typer.Option(metavar="CODE", help="The language of the labels; only en is available.", rich_help_panel=WHAT),
 ]
 
 
 class Vocabulary(NamedTuple):
-    """The labels that are asked for: those of a level, or groups; else those of the model.
+    """The labels of results: those of a level, or groups; otherwise those of the model.
 
     `threshold` is what they are compared with: a number, or the name of thresholds that the model has.
     """
@@ -55,15 +53,11 @@ class Vocabulary(NamedTuple):
     threshold: float | str = 0.0
 
     def parameters(self) -> dict[str, Any]:
-        """Return the level or groups as JSON types."""
+        """Return the level or the groups as JSON types."""
         return {name: value for name, value in self._asdict().items() if value is not None and name != "threshold"}
 
     def of(self, tagger: Tagger) -> Tagger:
-        """Return a tagger with these labels.
-
-        Raises:
-            ConfigError: if they do not fit the labels of the model, or it has no such thresholds.
-        """
+        """Return a tagger with these labels; raise a ConfigError if the model lacks a label or the thresholds."""
         if self.level is None and self.groups is None:
             return tagger
         from dymn.inference.tagger import Tagger
@@ -79,11 +73,7 @@ MODELS_OWN = Vocabulary()
 def vocabulary(
     level: int | None, groups: Path | None, language: str = "en", threshold: float | str | None = None
 ) -> Vocabulary:
-    """Return the labels that options ask for; None is the usual threshold, a number.
-
-    Raises:
-        ConfigError: if options do not go together, the file cannot be read, or the language is another one.
-    """
+    """Return the labels that options select; raise a ConfigError if options cannot be combined or the file be read."""
     if language.lower() not in ("en", "en-us", "en-gb"):
         raise ConfigError(
             f"There are no labels in the language {language!r}, only in English (en), because AudioSet has no "

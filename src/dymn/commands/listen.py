@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import shutil
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dymn.inference.events import EventSettings
     from dymn.inference.selection import TagSettings
     from dymn.inference.tagger import Tagger
+    from dymn.live.clips import ClipSettings
     from dymn.live.delivery import Delivery
 
 PIPE, LIVE, EVENTS, ACTIONS = "Samples from a pipe", "Listening", "Sounds", "Actions"
@@ -230,7 +232,11 @@ def listen(
     chosen = tuple(labels or ()), tuple(exclude or ())
     is_stream = source not in (None, "-")  # of which the channel is chosen where it is decoded
     how: dict[str, Any] = {"specific": specific, "channel": "mix" if is_stream else channel, "gain": gain}
-    saving = Saving(save, before, after, save_format, keep)
+    saving = None
+    if save is not None:
+        from dymn.live.clips import ClipSettings
+
+        saving = ClipSettings(save, before, after, save_format, keep)
     deliveries = list(deliver(webhook, run, mqtt))
     check_actions(save, run)
     if events:
@@ -242,14 +248,14 @@ def listen(
     least = TAG_THRESHOLD if threshold is None else threshold
     tagging = TagSettings(top_k or TOP_K, least, *chosen, window, hop, **how)
     if source is None:
-        microphones()  # what is missing is said before a model is loaded
+        microphones()  # an error before a model is loaded, if something is missing
     note_gaps(window, hop, quiet)
     words = vocabulary(level, groups, threshold=threshold)
     writers: list[Callable[[dict[str, Any]], None]] = [] if output is None else [LineFile(output).write]
     if format == "jsonl":
         writers.append(lambda fields: typer.echo(json_line(fields)))
     tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
-    Selection(tagger.card, settings.tagging() if events else tagging)  # a source may be waited for without end
+    Selection(tagger.card, settings.tagging() if events else tagging)  # an error before the source is opened
     with ExitStack() as stack:
         try:
             place = LiveSource(
@@ -257,28 +263,18 @@ def listen(
             )
             if events:
                 shown = writers if format == "jsonl" else [show_sound, *writers]
-                hear_events(
+                follow_events(
                     stack, tagger, settings, place._replace(name=name or place.name), saving, deliveries, shown, quiet
                 )
             else:
-                hear_windows(stack, tagger, tagging, place, str(tagger.card.name or model), format, writers, quiet)
+                follow_windows(stack, tagger, tagging, place, str(tagger.card.name or model), format, writers, quiet)
         except KeyboardInterrupt:
             stack.close()
             note("Stopped listening.", quiet)
 
 
-class Saving(NamedTuple):
-    """How sounds are saved, if they are."""
-
-    folder: Path | None
-    before: float
-    after: float
-    kind: ClipKind
-    keep: int
-
-
 class LiveSource(NamedTuple):
-    """What is heard: its name, its sample rate, its sound, and the wall clock at second 0 where that moves."""
+    """A source: its name, its sample rate, its audio, and the wall clock at second 0 if corrections change it."""
 
     name: str
     sample_rate: int
@@ -286,7 +282,7 @@ class LiveSource(NamedTuple):
     zero: Callable[[], float] | None = None
 
 
-def hear_windows(
+def follow_windows(
     stack: ExitStack,
     tagger: Tagger,
     settings: TagSettings,
@@ -313,45 +309,39 @@ def hear_windows(
             show(answer)
 
 
-def hear_events(
+def follow_events(
     stack: ExitStack,
     tagger: Tagger,
     settings: EventSettings,
     place: LiveSource,
-    saving: Saving,
+    saving: ClipSettings | None,
     deliveries: list[Delivery],
     receivers: list[Callable[[dict[str, Any]], None]],
     quiet: bool,
 ) -> None:
-    """Report when sounds begin and end, and do with them what is asked for."""
+    """Report when sounds begin and end, save them, and deliver messages."""
     from dymn.inference.sounds import Sounds
-    from dymn.live.clips import ClipRecorder, ClipSettings
-    from dymn.live.listening import listen as hear
+    from dymn.live.clips import ClipRecorder
+    from dymn.live.listening import listen as follow
     from dymn.live.messages import Messages
 
     sounds = Sounds(tagger.backend, place.sample_rate, settings)
     begun = time.time()
     messages = Messages(place.name, place.zero or (lambda: begun))
     clips = None
-    if saving.folder is not None:
+    if saving is not None:
         window, hop = settings.cutting()
         delay = settings.rule().min_gap + settings.min_duration + 1.6 * window + 2 * hop
-        wanted = ClipSettings(saving.folder, saving.before, saving.after, saving.kind, saving.keep, delay)
-        clips = ClipRecorder(wanted, place.sample_rate, note)
+        clips = ClipRecorder(dataclasses.replace(saving, delay=delay), place.sample_rate, note)
     for delivery in deliveries:
         delivery.start(place.name, sounds.labels)
         stack.callback(delivery.close)
         receivers = [*receivers, delivery.offer]
-    hear(counted(announced(place, quiet), place.sample_rate, quiet), sounds, messages, receivers, clips)
+    follow(counted(announced(place, quiet), place.sample_rate, quiet), sounds, messages, receivers, clips)
 
 
 def deliver(webhook: str | None, run: str | None, mqtt: str | None) -> Iterator[Delivery]:
-    """Yield the deliveries that are asked for; --quiet does not hide their failures, which are no mere notes.
-
-    Raises:
-        ConfigError: if an address or a command is wrong.
-        MissingExtraError: if what MQTT needs is not installed.
-    """
+    """Yield the deliveries of these options; --quiet does not hide their failures, which are more than notes."""
     from dymn.live.mqtt import Mqtt
     from dymn.live.program import ProgramRunner
     from dymn.live.webhook import Webhook
@@ -362,11 +352,7 @@ def deliver(webhook: str | None, run: str | None, mqtt: str | None) -> Iterator[
 
 
 def check_actions(save: Path | None, run: str | None) -> None:
-    """Refuse, before a source is waited for, a folder or a program that no sound could be given to.
-
-    Raises:
-        ConfigError: naming the folder or the program.
-    """
+    """Raise a ConfigError, before a source is opened, if a folder or a program cannot be used."""
     if save is not None and save.exists() and not save.is_dir():
         raise ConfigError(f"--save {save} is a file. Give a folder.")
     program = "" if run is None else shlex.split(run)[0]
@@ -375,7 +361,7 @@ def check_actions(save: Path | None, run: str | None) -> None:
 
 
 def show_sound(message: dict[str, Any]) -> None:
-    """Write a message about a sound as a line of text; those about the source are on standard error already."""
+    """Write a message about a sound as a line of text; messages about the source are on standard error."""
     from dymn.live.messages import line
 
     if "label" in message:
@@ -383,7 +369,7 @@ def show_sound(message: dict[str, Any]) -> None:
 
 
 def announced(place: LiveSource, quiet: bool) -> Iterator[Chunk]:
-    """Yield the chunks of a place, after a note on what happened to its source."""
+    """Yield the chunks of a source, after notes on its changes."""
     from dymn.live.messages import notice_line
 
     for chunk in place.chunks:
@@ -393,14 +379,14 @@ def announced(place: LiveSource, quiet: bool) -> Iterator[Chunk]:
 
 
 def counted(chunks: Iterable[Chunk], sample_rate: int, quiet: bool) -> Iterator[Chunk]:
-    """Yield chunks, after a note where sound was dropped without a notice: the first time, and each second of it."""
-    dropped, told = 0, -sample_rate
+    """Yield chunks, with a note on audio that was dropped without a notice: the first time, and after each second."""
+    dropped, noted = 0, -sample_rate
     is_explained = False
     for chunk in chunks:
         dropped += 0 if is_explained else chunk.dropped
         is_explained = chunk.notice is not None
-        if dropped and dropped - told >= sample_rate:
-            told = dropped
+        if dropped and dropped - noted >= sample_rate:
+            noted = dropped
             seconds = dropped / sample_rate
             note(f"This machine is too slow: {seconds:.1f} s of audio dropped so far. {SLOW}", quiet)
         yield chunk

@@ -25,15 +25,11 @@ Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", 
 
 
 def check_use(source: str | None, rate: int | None, microphone: str | None, events: bool) -> None:
-    """Reject what does not go together; `events` says whether these are asked for.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
+    """Raise a ConfigError if options cannot be combined; `events` is whether events are reported."""
     from dymn.audio.network import is_url, shown_url
 
     if source is not None and is_url(source):
-        shown_url(source)  # refuses what is no address
+        shown_url(source)  # rejects other texts
         if rate is not None or microphone is not None:
             raise ConfigError("--rate and --microphone do not apply to URLs. Leave them out.")
     elif source not in (None, "-"):
@@ -63,7 +59,7 @@ def opened(
     give_up: float | None = None,
     channel: str = "mix",
 ) -> tuple[Any, ...]:
-    """Return the name of what is heard, its sample rate, its sound, and where it moves the clock: see `LiveSource`."""
+    """Return name, sample rate, chunks and, if corrections change it, the clock of a source: see `LiveSource`."""
     from dymn.audio.microphone import BoundedQueue
     from dymn.audio.microphone import microphone as open_microphone
     from dymn.audio.pcm import PcmReader
@@ -90,9 +86,7 @@ def opened(
 
 
 def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
-    """Yield chunks from a pipe as soon as they arrive.
-
-    The writer to the pipe blocks while a chunk is processed.
+    """Yield chunks from a pipe as soon as they arrive; its writer blocks while a chunk is processed.
 
     Raises:
         AudioError: if the pipe ends before anything has arrived.
@@ -126,7 +120,7 @@ def pump(stream: BinaryIO, reader: PcmReader, queue: BoundedQueue, quiet: bool) 
 
 
 def queued(queue: BoundedQueue) -> Iterator[Chunk]:
-    """Yield what a queue holds; waits in short steps, so that Ctrl-C is heard."""
+    """Yield the chunks of a queue; waits in short steps, so that Ctrl-C is handled."""
     while True:
         try:
             chunk = queue.get(POLL_SECONDS)
@@ -137,7 +131,7 @@ def queued(queue: BoundedQueue) -> Iterator[Chunk]:
 
 
 def list_devices() -> None:
-    """Write the input devices, one a line; a star marks the one that the system prefers."""
+    """Write the input devices, one per line; a star marks the default of the system."""
     from dymn.audio.microphone import devices
 
     found = devices()

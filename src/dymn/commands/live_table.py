@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 def display(
     show: Callable[[dict[str, Any]], None] | None, title: str, top_k: int, zero: Callable[[], float] | None
 ) -> AbstractContextManager[Any]:
-    """Return a context that gives a function which shows a result.
-
-    It gives JSON types to `show` if there is one, else it shows a line, or a table that is updated in place.
-    """
+    """Return a context whose function passes JSON types to `show` or, without it, prints a line or updates a table."""
     if show is not None:
         return nullcontext(lambda answer: show(window_fields(answer, zero)))
     if not sys.stdout.isatty():

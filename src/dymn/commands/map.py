@@ -49,15 +49,15 @@ def map(
     hush(quiet)
     check_ending("--output", output, [".html", ".htm"])
     if projection == "umap":
-        umap_class()  # what is missing is said before anything is computed
+        umap_class()  # an error before anything is computed, if it is not installed
     found = open_index(index)
     keys = chosen(found, points)
     windows = [found.table.window(key) for key in keys.tolist()]
     shown = [Shown(path, short(path), start, end) for path, start, end in windows]
     about = f"{len(keys):,} of {len(found.table):,} windows, by {found.model}"
     with counting_bar("Sounds", quiet) as progress:
-        tell = progress or (lambda done, total: None)
-        text = map_page(found.vectors(keys), shown, about, seconds, tell, projection)
+        report = progress or (lambda done, total: None)
+        text = map_page(found.vectors(keys), shown, about, seconds, report, projection)
     with atomic_write(output) as file:
         file.write(text.encode())
     note(f"{output} was written: {about}.", quiet)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dymn.commands.options import Quiet, complete_networks, format_option, hush
+from dymn.commands.output import aligned
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ DIGESTS = {
     "recorded": ", as first downloaded",
     "none": ", unverified (first use)",
 }
-"""What the table says of a file by how its digest is known."""
+"""The remark on a file in the table, by the source of its digest."""
 ModelFormat = Literal["table", "json", "csv"]
 """How the list is written."""
 
@@ -103,22 +104,14 @@ def architecture_rows(pattern: str | None) -> list[ModelFacts]:
 
 
 def as_table(rows: Sequence[ModelFacts]) -> str:
-    """Return rows as a table for people, models with weights first."""
+    """Return rows as a table, models with weights first."""
     header = [*COLUMNS.values(), "weights"]
     lines = [header, *([cell(row, column) for column in COLUMNS] + [place(row)] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    numeric = {"parameters", "MACs", "mAP", "PSDS1"}
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if title in numeric else text.ljust(width)
-            for text, width, title in zip(line, widths, header, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned(lines, right=map(header.index, ("parameters", "MACs", "mAP", "PSDS1"))))
 
 
 def cell(row: ModelFacts, column: str) -> str:
-    """Return what the table shows of one value."""
+    """Return a value as the table shows it."""
     value = row[column]
     if value is None:
         return ""

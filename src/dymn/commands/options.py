@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -105,11 +106,7 @@ def complete_labels(incomplete: str) -> list[str]:
 
 
 def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
-    """Reject a file to write whose ending is none of those that an option knows.
-
-    Raises:
-        ConfigError: naming those that are allowed.
-    """
+    """Raise a ConfigError if a file to write has none of the extensions that an option allows."""
     allowed = list(endings)
     if path.suffix.lower() not in allowed:
         shown = ", ".join(ending or "none" for ending in allowed)
@@ -134,6 +131,11 @@ def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
 Fill = Literal["repeat", "pad", "bare"]
 Computes = Literal["auto", "compiled", "torch", "onnx"]
 Precisions = Literal["float32", "bfloat16", "float16"]
+
+
+def model_argument(help: str) -> Any:
+    """Return the argument MODEL."""
+    return typer.Argument(metavar="MODEL", autocompletion=complete_models, help=help)
 
 
 def seconds_option(help: str, panel: str | None = None, least: float = 0.05, most: float | None = 600) -> Any:
@@ -209,11 +211,7 @@ def threshold_option(help: str, panel: str) -> Any:
 
 
 def threshold(text: str | float) -> float | str:
-    """Return a threshold as given on the command line: a probability, or the name of those of the checkpoint.
-
-    Raises:
-        typer.BadParameter: if it is neither.
-    """
+    """Return a threshold of the command line: a probability, or the name of stored ones, or raise BadParameter."""
     from dymn.runtime.scores import check_threshold
 
     try:
@@ -250,7 +248,6 @@ Layers = Annotated[
 Segments = Annotated[
     Path | None,
     typer.Option(
-        "--segments",
         metavar="FOLDER",
         help="Extract the results from the recordings as audio files, in one folder per label, with an index.csv. The "
         "folder must be new or empty.",
@@ -282,7 +279,6 @@ WindowBatch = Annotated[
 KindOption = Annotated[
     str,
     typer.Option(
-        "--kind",
         metavar="KIND",
         help="The kind of the dataset, as in `dymn train`; auto detects it.",
         rich_help_panel=DATA,
@@ -294,7 +290,6 @@ ReportFormat = Annotated[Literal["table", "json"], format_option("table or json.
 BackendOption = Annotated[
     Computes,
     typer.Option(
-        "--backend",
         help="What runs the network: compiled code for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), for a "
         "file from `dymn export --dynamic-time` or the name of a model that was exported without --output. auto "
         "selects compiled on a CPU, onnx for .onnx files, and torch otherwise.",
@@ -304,7 +299,6 @@ BackendOption = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(
-        "--device",
         metavar="NAME",
         help="The device to compute on, such as cpu, cuda, cuda:1 or mps. The default is the first CUDA device, "
         "otherwise the CPU.",
@@ -314,7 +308,6 @@ Device = Annotated[
 PrecisionOption = Annotated[
     Precisions,
     typer.Option(
-        "--precision",
         help="The number format of PyTorch's arithmetic. The 16-bit formats are for GPUs; they are slightly less "
         "accurate, and not faster for every network and batch size.",
         rich_help_panel=RUN_PANEL,
@@ -351,7 +344,6 @@ Workers = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(
-        "--ray",
         metavar="ADDRESS",
         help="Compute with Ray (needs dymn\\[ray]): local starts it on this machine; auto and HOST:PORT connect to a "
         "cluster. Paths may then be URLs such as s3://bucket/clips. --workers is the number of processes that run "
@@ -406,3 +398,13 @@ def note(text: str, quiet: bool = False) -> None:
     """Write a line to standard error, unless `quiet`."""
     if not quiet:
         typer.echo(f"dymn: {text}", err=True)
+
+
+@contextmanager
+def resumable(quiet: bool, how: str = "The same command resumes the run.") -> Iterator[None]:
+    """Write a note if the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(how, quiet)
+        raise

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
@@ -20,15 +20,13 @@ from dymn.system.files import atomic_write, text_in
 logger = logging.getLogger(__name__)
 
 STDOUT_ERRORS = (errno.EBADF, errno.ENOSPC, errno.EIO)
-"""What writing to a standard output raises that is closed, full or broken; no error of a file that comes without its
-name.
-"""
+"""The errors of a standard output that is closed, full or broken; errors of files have a file name."""
 
 
 def open_closed_streams() -> None:
     """Open those of standard input, output and error that the caller closed, so that no other file gets their numbers.
 
-    Reading gives nothing, writing to standard output is an error, and messages are dropped.
+    Standard input is then empty, writing to standard output is an error, and messages are dropped.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -40,7 +38,7 @@ def open_closed_streams() -> None:
 
 
 def silence_stdout() -> None:
-    """Drop what is still to be written to standard output."""
+    """Drop the rest of standard output."""
     with suppress(OSError):  # a stream without a descriptor, as in tests, has nothing to drop
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -53,10 +51,7 @@ def note_new_folder(path: Path) -> None:
 
 
 def say(text: str) -> None:
-    """Write a line about a complete output to standard output.
-
-    If that is not possible, the output counts nevertheless.
-    """
+    """Write a line about a complete output to standard output; if that fails, the command still succeeds."""
     try:
         typer.echo(text)
         sys.stdout.flush()
@@ -66,9 +61,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def binary_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe.
-
-    A device or pipe is written to directly.
+    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe directly.
 
     Raises:
         ConfigError: if `path` is a folder.
@@ -95,10 +88,7 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def text_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the same for text: files in UTF-8, standard output in its own encoding.
-
-    A terminal gets control characters escaped.
-    """
+    """Open the same for text: files in UTF-8, standard output in its encoding, terminals with escaped controls."""
     if path is None:
         yield cast(TextIO, _Terminal(sys.stdout)) if sys.stdout.isatty() else sys.stdout
         sys.stdout.flush()
@@ -120,6 +110,15 @@ class _Terminal:
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Return the lines of a table with aligned columns, those with an index in `right` to the right."""
+    widths, right = [max(map(len, column)) for column in zip(*rows, strict=True)], set(right)
+    return [
+        "  ".join(cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)).rstrip()
+        for row in rows
+    ]
 
 
 def free_name(name: str, used: set[str]) -> str:

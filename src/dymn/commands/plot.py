@@ -23,12 +23,7 @@ MOST_ROWS = 12
 
 
 def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
-    """Refuse, before any work is done, a picture that cannot be drawn or would overwrite a recording.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Raise an error, before any work is done, if a picture cannot be drawn or would overwrite a recording."""
     from dymn.plots.style import require
 
     if plot.suffix.lower() != ".html":
@@ -60,14 +55,14 @@ class Pictures:
     def __init__(self, plot: Path, settings: TagSettings) -> None:
         self.written = 0
         self._plot, self._settings = plot, settings
-        # else a page plays the samples that were tagged: another channel, or louder
+        # otherwise a page plays the samples that were tagged: another channel, or amplified
         self._is_plain = (settings.channel, settings.track, settings.gain, settings.band) == ("mix", None, 0.0, None)
         self._in_folder, self._suffix = False, ""
         self._names: set[str] = set()
         self._failure: Exception | None = None
 
     def check(self, found: Sequence[str | Path]) -> None:
-        """Reject recordings of which no such picture can be drawn; see `check_plot`."""
+        """Raise an error if recordings do not fit the picture; see `check_plot`."""
         check_plot(self._plot, found)
         self._in_folder = len(found) != 1 or self._plot.is_dir()
         self._suffix = ".png" if self._in_folder else self._plot.suffix.lower()
@@ -81,10 +76,7 @@ class Pictures:
         workers: int = 0,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Recording]:
-        """Yield recordings with their tags as `Tagger.tag_files` does, in the caller's thread, and draw each.
-
-        The picture is drawn once the recording has been taken, so that no failure to write one loses tags.
-        """
+        """Yield recordings as `Tagger.tag_files` does, and draw each after that: a failed picture loses no tags."""
         from dymn.plots.overview import tag_with_overview
         from dymn.plots.timeline_page import PageSound, played
 
@@ -122,11 +114,7 @@ class Pictures:
             self._failure = error
 
     def finish(self, quiet: bool) -> None:
-        """Say whether pictures were written.
-
-        Raises:
-            DymnError, OSError: that which ended the drawing, if one did.
-        """
+        """Note whether pictures were written, or raise the error that ended the drawing."""
         if self._failure is not None:
             raise self._failure
         note(f"{self._plot} was {'written' if self.written else 'not written'}.", quiet)
@@ -134,9 +122,9 @@ class Pictures:
 
 @contextmanager
 def _opened(source: AudioLike) -> Iterator[AudioLike]:
-    """Give the open file of a path, or the source itself if it is none or cannot be opened."""
+    """Yield the open file of a path, or the source itself if it is not a path or cannot be opened."""
     with ExitStack() as stack:
         if isinstance(source, (str, Path)) and Path(source).is_file():
-            with suppress(OSError):  # the reader says what is wrong
+            with suppress(OSError):  # reading it raises the error
                 source = stack.enter_context(open(source, "rb"))
         yield source

@@ -21,6 +21,7 @@ from dymn.commands.options import (
     number_option,
     seconds_option,
 )
+from dymn.commands.output import aligned
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 from dymn.system.files import json_values
@@ -134,7 +135,7 @@ def probe(
 
 
 def as_table(found: Probed, embedder: Embedder, model: str) -> str:
-    """Return the figures for people."""
+    """Return the figures as tables."""
     from dymn.commands.epochs import figure
 
     about = [
@@ -151,16 +152,14 @@ def as_table(found: Probed, embedder: Embedder, model: str) -> str:
     if len(found.results) > 1:
         spread = f"{figure(found.metric, found.mean)} ± {figure(found.metric, found.std)}"
         rows.append(("mean", "", "", "", spread.replace(" % ±", " ±")))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     wrong = [f"{truth} taken for {answer}: {count}" for truth, answer, count in confusions(found)[:MOST_CONFUSIONS]]
     return "\n".join(
-        [*(f"{name.ljust(9)}  {value}" for name, value in about), "", *lines, *([""] if wrong else []), *wrong]
+        [*(f"{name.ljust(9)}  {value}" for name, value in about), "", *aligned(rows), *([""] if wrong else []), *wrong]
     )
 
 
 def confusions(found: Probed) -> list[tuple[str, str, int]]:
-    """Return class, answer and number of clips of what was mistaken, the most frequent first."""
+    """Return class, answer and number of clips of each confusion, the most frequent first."""
     if found.confusion is None:
         return []
     counts = found.confusion.tolist()

@@ -29,7 +29,6 @@ def profile(
     table: Annotated[
         str | None,
         typer.Option(
-            "--table",
             metavar="NUMBER",
             help="Count every row of this table of the paper, such as VII, and compare it with the published "
             "numbers; all counts all tables with costs. III has no costs: its published results are printed.",

@@ -43,10 +43,7 @@ def display(quiet: bool, *columns: str) -> Progress | None:
 
 @contextmanager
 def _shown(progress: Progress | None) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Give a function that shows progress, as an amount of a total, from its first call on.
-
-    Without a display, give None.
-    """
+    """Yield a function that shows progress, as an amount of a total, from its first call on; None without a display."""
     if progress is None:
         yield None
         return
@@ -63,15 +60,12 @@ def _shown(progress: Progress | None) -> Iterator[Callable[[int, int | None], No
 
 
 def download_bar(quiet: bool = False) -> Any:
-    """Give, in a `with`, a function that shows how many bytes of a download have arrived.
-
-    This is None where nobody would see it.
-    """
+    """Return a context whose function shows how many bytes have arrived; it is None if nobody would see it."""
     return _shown(display(quiet, "Download", "BarColumn", "DownloadColumn", "TransferSpeedColumn"))
 
 
 def counting_bar(text: str, quiet: bool = False) -> Any:
-    """Give, in a `with`, a function that shows how many items of all are done, or None if nobody would see it."""
+    """Return a context whose function shows how many items of all are done; it is None if nobody would see it."""
     return _shown(display(quiet, text, "BarColumn", "MofNCompleteColumn", "left", "TimeRemainingColumn"))
 
 
@@ -120,10 +114,7 @@ class Bar:
 
     @property
     def at(self) -> Callable[[str, float], None] | None:
-        """A callback for the name of a recording and the seconds of it that are done.
-
-        This is None where nobody would see it.
-        """
+        """A callback for the name of a recording and the seconds of it that are done; None if nobody would see it."""
         return None if self._progress is None else self._at
 
     def _at(self, name: str, seconds: float) -> None:
@@ -138,11 +129,7 @@ class Bar:
         now = time.monotonic()
         rate = (self._done - self._first) / max(now - self._begun, 1e-3)
         if self._progress is not None:
-            count = (
-                f"{self._done}/{self._total} {rate:.1f}/s"
-                if rate >= 1
-                else f"{self._done}/{self._total} {60 * rate:.1f}/min"
-            )
+            count = f"{self._done}/{self._total} " + (f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
             self._progress.update(self._task, completed=self._done, description=visible(Path(name).name), count=count)
         elif not self._quiet and now - self._said >= self.LINE_SECONDS:
             self._said = now

@@ -22,7 +22,6 @@ Clocks = Literal["none", "auto"]
 FilesFrom = Annotated[
     str | None,
     typer.Option(
-        "--files-from",
         metavar="LIST|-",
         help="Also read the recordings listed in this file, one per line or separated by NUL characters, as from `find "
         "-print0`; - is standard input.",
@@ -32,7 +31,6 @@ FilesFrom = Annotated[
 ChannelOption = Annotated[
     str,
     typer.Option(
-        "--channel",
         metavar="CHANNEL",
         help="The channel to read: mix (the mean of all), left, right, a number from 1, loudest (needs an additional "
         "pass), or each (one result per channel).",
@@ -49,7 +47,6 @@ Track = Annotated[
 Gain = Annotated[
     str,
     typer.Option(
-        "--gain",
         metavar="DB|auto",
         help="Amplify recordings, in dB. auto amplifies only quiet recordings, until their loudest second is at -20 "
         "dBFS or their largest sample at -1 dBFS; it needs an additional pass.",
@@ -59,7 +56,6 @@ Gain = Annotated[
 Speed = Annotated[
     float,
     typer.Option(
-        "--speed",
         metavar="FACTOR",
         help="Play recordings to the network slower (0.1, for bats) or faster (20, for infrasound). Lengths of windows "
         "refer to the signal as played; times in results refer to the recording.",
@@ -69,7 +65,6 @@ Speed = Annotated[
 Band = Annotated[
     str | None,
     typer.Option(
-        "--band",
         metavar="LOW-HIGH",
         help="Keep only these frequencies of the recording, in Hz, such as 2000-8000; 20- removes frequencies below 20 "
         "Hz.",
@@ -79,7 +74,6 @@ Band = Annotated[
 Clock = Annotated[
     Clocks,
     typer.Option(
-        "--clock",
         help="auto adds the absolute time to each row if the start of the recording is known from GUANO metadata, "
         "AudioMoth's comment, bext, or the file name.",
         rich_help_panel=READING,
@@ -88,12 +82,7 @@ Clock = Annotated[
 
 
 def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
-    """Return the paths of a command: those that were given, and those that a file lists.
-
-    Raises:
-        ConfigError: if there are no paths and no list, if the list cannot be read, is empty or is no list, or if two
-            things come from standard input.
-    """
+    """Return the paths of a command: its arguments, and those that a file lists; a ConfigError if there are none."""
     given = list(paths or ())
     if files_from is None:
         if not given:
@@ -117,7 +106,7 @@ def _entries(data: bytes, name: str) -> list[str]:
     """Return the paths of a list: one per line or, as `find -print0` writes them, with a NUL after each.
 
     Raises:
-        ConfigError: if an entry is no text, and no path that exists: the file is then no list, but a recording perhaps.
+        ConfigError: if an entry is neither text nor an existing path: the file may be a recording instead of a list.
     """
     parts = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
     listed = list[str]()

@@ -1,4 +1,4 @@
-"""What commands over recordings need before they compute: a model, an engine, and the metadata of the output."""
+"""The model, the engine, and the metadata of the output of commands over recordings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 def ray_engine(
     address: str | None, workers: int | None, threads: int | None, device: str | None, backend: Computes
 ) -> Engine | None:
-    """Return what computes on Ray at an address, None without one.
-
-    Raises:
-        ConfigError: if the backend cannot run on Ray.
-    """
+    """Return the engine of a Ray address, None without one; raise a ConfigError if the backend cannot run on Ray."""
     if address is None:
         return None
     if backend == "onnx":
@@ -42,13 +38,13 @@ def load_tagger(
     precision: Precisions = "float32",
     looks_inside: bool = False,
 ) -> Tagger:
-    """Open the model that was named, or the default one, and say which that is.
+    """Open the model that was named, or the default one, which a note then names.
 
     Args:
         model: a name, a file or a folder; None for the default model.
         device: where to compute, or None.
         threads: number of CPU threads, or None.
-        quiet: whether to say nothing.
+        quiet: whether to print no notes.
         backend: as in `dymn.runtime.opening.open_backend`.
         precision: of PyTorch's arithmetic.
         looks_inside: whether the command needs PyTorch's network itself, if the backend is chosen automatically.
@@ -84,7 +80,7 @@ def load_tagger(
 
 
 def describe(tagger: Tagger | None, model: str | None, parameters: dict[str, Any], per_window: bool = False) -> Origin:
-    """Return what made the results, so that they can be made again; without a tagger, what would have."""
+    """Return the origin of results, with which they can be computed again; a tagger may be missing."""
     from dymn import __version__
     from dymn.config import ModelCard
     from dymn.inference.formats.origin import Origin

@@ -12,8 +12,8 @@ from dymn.commands.fit import threads_of
 from dymn.commands.options import (
     WHAT,
     check_ending,
-    complete_models,
     hush,
+    model_argument,
     note,
     note_gaps,
     number_option,
@@ -23,14 +23,7 @@ from dymn.errors import ConfigError
 
 
 def review(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_models,
-            help="The model, such as one from `dymn fit`: a name, a file or a folder.",
-        ),
-    ],
+    model: Annotated[str, model_argument("The model, such as one from `dymn fit`: a name, a file or a folder.")],
     paths: options.Paths,
     output: Annotated[Path, output_option("The page to write, an .html file.", None)],
     count: Annotated[int, number_option("Number of questions.", WHAT, "--count", "-n", most=200)] = 30,
@@ -68,11 +61,11 @@ def review(
         found, lost = discovery.sorted(), [error for _, error in discovery.lost]
     tagger = load_tagger(model, "cpu", threads, quiet, "auto")
     with Bar(len(found), quiet=quiet) as bar:
-        asked, bad = doubts(
+        questions, bad = doubts(
             tagger.backend, found, settings, count=count, workers=threads_of(workers, threads), progress=bar.advance
         )
-    save_review(asked, tagger.card.front_end, tagger.card.name or model, output)
-    counts = {"question": len(asked), "recording": len({one.path for one in asked})}
+    save_review(questions, tagger.card.front_end, tagger.card.name or model, output)
+    counts = {"question": len(questions), "recording": len({one.path for one in questions})}
     words = " about ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
     note(f"{output} was written: {words}.", quiet)
     for error in [*lost, *bad]:

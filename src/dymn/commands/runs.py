@@ -46,7 +46,7 @@ MANY = 2**31
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunOptions:
     """The options that the commands share.
 
     Attributes:
@@ -118,7 +118,7 @@ class Outcome(NamedTuple):
 
 
 def run(
-    asked: Asked,
+    given: RunOptions,
     layout: Layout[R],
     form_of: Callable[[Tagger | None], Form[R]],
     files_of: Callable[[Tagger, Engine | None], Files[R]],
@@ -128,7 +128,7 @@ def run(
     """Find recordings, load the model, compute and write.
 
     Args:
-        asked: the options.
+        given: the options of the command.
         layout: of the results, for the choice of the format.
         form_of: the form of the results of a tagger, or of failures alone.
         files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
@@ -140,44 +140,41 @@ def run(
     """
     from dymn.commands.recordings import load_tagger, ray_engine
 
-    name = choose(layout, asked.format, asked.output)
-    note_other_ending(layout, name, asked.output, asked.quiet)
-    if asked.read.clock == "auto" and name in NO_CLOCK:
-        note(f"--clock auto has no effect: the format {name} cannot contain absolute times.", asked.quiet)
-    if asked.output is not None:
-        note_new_folder(asked.output)
-    engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
-    kept = journaled(asked, name)
+    name = choose(layout, given.format, given.output)
+    note_other_ending(layout, name, given.output, given.quiet)
+    if given.read.clock == "auto" and name in NO_CLOCK:
+        note(f"--clock auto has no effect: the format {name} cannot contain absolute times.", given.quiet)
+    if given.output is not None:
+        note_new_folder(given.output)
+    engine = ray_engine(given.ray, given.workers, given.threads, given.device, given.backend)
+    kept = journaled(given, name)
     damaged: list[str] = []
-    with shared_at_end(), Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
+    with shared_at_end(), Discovery(given.paths, given.output, _expand(engine), given.read.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
-        check_output(asked.output, name, len(found) or len(discovery.lost))
+        check_output(given.output, name, len(found) or len(discovery.lost))
         check(found)
         if not readable:
             form = form_of(None)
-            failed = stream(asked, form, name, damaged, discovery, found, None)
+            failed = stream(given, form, name, damaged, discovery, found, None)
             return Outcome(failed, (), name, form.origin)
-        device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
-        tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
-        tagger = asked.labels.of(tagger)
+        device, inside = (given.device, given.looks_inside) if engine is None else ("cpu", True)
+        tagger = load_tagger(given.model, device, given.threads, given.quiet, given.backend, given.precision, inside)
+        tagger = given.labels.of(tagger)
         form = form_of(tagger)
-        files = partial(files_of(tagger, engine), batch_size=asked.batch_size)
+        files = partial(files_of(tagger, engine), batch_size=given.batch_size)
         if engine is None:
-            workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
+            workers = default_workers(given.threads, len(found) or MANY) if given.workers is None else given.workers
             files = partial(files, workers=workers)
         if kept:
-            failed = resume(asked, form, name, kept, damaged, discovery, files, cutter)
+            failed = resume(given, form, name, kept, damaged, discovery, files, cutter)
             return Outcome(failed, damaged, name, form.origin)
-        failed = stream(asked, form, name, damaged, discovery, found, files, cutter)
-    return Outcome(failed + cut(cutter, asked.quiet), damaged, name, form.origin)
+        failed = stream(given, form, name, damaged, discovery, found, files, cutter)
+    return Outcome(failed + cut(cutter, given.quiet), damaged, name, form.origin)
 
 
 def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
-    """Write a note where --format and the ending of --output name different formats; --format decides.
-
-    `.txt` may be any text.
-    """
+    """Write a note where --format, which decides, and the extension of --output differ; `.txt` may be any text."""
     ending = "" if output is None else output.suffix.lower()
     meant = layout.suffixes.get(ending)
     if ending not in ("", ".txt") and meant not in (None, name):
@@ -195,7 +192,7 @@ def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
 
 
 def stream(
-    asked: Asked,
+    given: RunOptions,
     form: Form[R],
     name: str,
     damaged: list[str],
@@ -209,12 +206,12 @@ def stream(
     Return how many failed, and add the names of those that were read in part to `damaged`.
     """
     total = len(found) + len(discovery.lost)
-    bar = Bar(total, quiet=asked.quiet, lengths=discovery.seconds)
+    bar = Bar(total, quiet=given.quiet, lengths=discovery.seconds)
     computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
     lost = discovery.errors(found) if files is None else discovery.lost
     bad: set[str] = set()
 
-    def results_told() -> Iterator[R]:
+    def with_errors() -> Iterator[R]:
         for result in chain((form.kind.failed(source_name(path), error) for path, error in lost), computed):
             if result.error is not None:
                 bad.add(result.name)
@@ -223,16 +220,16 @@ def stream(
             if is_last(result):
                 bar.advance(result.name)
 
-    separately = _separately(asked.output, name, len(found))
-    with report(asked, form.layout, name, damaged) as listed:
-        write(listed(seen(results_told(), form.layout, cutter)), form, name, asked.output, separately)
+    separately = _separately(given.output, name, len(found))
+    with report(given, form.layout, name, damaged) as listed:
+        write(listed(seen(with_errors(), form.layout, cutter)), form, name, given.output, separately)
     if bad and total > 1:
-        note(f"{len(bad):,} of {total:,} recordings failed.", asked.quiet)
+        note(f"{len(bad):,} of {total:,} recordings failed.", given.quiet)
     return len(bad)
 
 
 def resume(
-    asked: Asked,
+    given: RunOptions,
     form: Form[R],
     name: str,
     output: Path,
@@ -248,13 +245,13 @@ def resume(
     from dymn.inference.journal import Journal
     from dymn.system.files import atomic_write
 
-    quiet = asked.quiet
+    quiet = given.quiet
     settings = form.origin.to_dict() | {
-        "command": asked.command,
-        "backend": asked.backend,
-        "precision": asked.precision,
+        "command": given.command,
+        "backend": given.backend,
+        "precision": given.precision,
     }
-    with Journal(output, settings, fresh=asked.fresh, retry=asked.retry_failed) as journal:
+    with Journal(output, settings, fresh=given.fresh, retry=given.retry_failed) as journal:
         if journal.was_complete:
             note(
                 "The last run is complete, so this one starts over. To compute only the failed recordings, use "
@@ -264,9 +261,9 @@ def resume(
         fill(journal, form.kind, discovery, files, quiet)
         found = chain(
             (form.kind.failed(path, error) for path, error in discovery.lost),
-            results(journal, form.kind, asked.read.channel == "each"),
+            results(journal, form.kind, given.read.channel == "each"),
         )
-        with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
+        with report(given, form.layout, name, damaged) as listed, atomic_write(output) as file:
             write_file(listed(seen(found, form.layout, cutter)), form.layout, form.origin, name, file)
         uncut = cut(cutter, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
@@ -283,7 +280,7 @@ def resume(
 
 
 def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R], quiet: bool) -> None:
-    """Compute the recordings that are found and not yet in a journal, and say how far that is."""
+    """Compute the recordings that are not yet in a journal, and show the progress."""
     journal.find(discovery)
     for _, error in discovery.lost:
         typer.echo(f"dymn: {error}", err=True)
@@ -301,7 +298,7 @@ def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R],
                 lambda result: _follow(bar, result),
             )
     except BaseException:
-        _say_kept(journal, quiet)
+        _note_kept(journal, quiet)
         raise
 
 
@@ -311,7 +308,7 @@ def _follow(bar: Bar, result: R) -> None:
         bar.say(f"dymn: {result.error}")
 
 
-def _say_kept(journal: Journal, quiet: bool) -> None:
+def _note_kept(journal: Journal, quiet: bool) -> None:
     with contextlib.suppress(DymnError, OSError):  # the error that ends the run matters more
         counts = journal.counts()
         if counts.done:
@@ -322,18 +319,16 @@ def _say_kept(journal: Journal, quiet: bool) -> None:
             )
 
 
-def journaled(asked: Asked, name: str) -> Path | None:
-    """Return the output of a run that keeps a journal.
-
-    Such a run writes rows to a file, from recordings that can be read again.
+def journaled(given: RunOptions, name: str) -> Path | None:
+    """Return the output of a run with a journal: it writes rows to a file, from recordings that can be read again.
 
     Raises:
-        ConfigError: if there will be none, and an option was given that needs one.
+        ConfigError: if there is no journal, and an option needs one.
     """
-    output = asked.output
-    can_be_read_again = not any(path == "-" or "://" in path for path in asked.paths)
-    keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.draws
-    if (asked.fresh or asked.retry_failed) and not keeps:
+    output = given.output
+    can_be_read_again = not any(path == "-" or "://" in path for path in given.paths)
+    keeps = is_file(output) and name in ROWS and can_be_read_again and not given.draws
+    if (given.fresh or given.retry_failed) and not keeps:
         raise ConfigError(
             "--fresh and --retry-failed need a journal, which is kept only if rows are written to a file. See "
             "--output and --format."
@@ -347,11 +342,7 @@ def is_file(output: Path | None) -> TypeGuard[Path]:
 
 
 def check_output(output: Path | None, name: str, count: int) -> None:
-    """Refuse, before any work is done, an output that does not fit the number of recordings, or is a folder.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
+    """Raise a ConfigError, before any work is done, if an output does not fit the recordings, or is a folder."""
     tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
@@ -370,10 +361,7 @@ def _separately(output: Path | None, name: str, count: int) -> bool:
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
-    """Return how many threads decode.
-
-    This is one per usable CPU, but no more than the recordings or the requested threads.
-    """
+    """Return how many threads decode: one per usable CPU, but no more than the recordings or the requested threads."""
     from dymn.system.cpus import available_cpus
 
     return max(1, min(available_cpus(), recordings, threads or recordings))
@@ -408,19 +396,18 @@ def report_path(output: Path) -> Path:
 
 @contextlib.contextmanager
 def report(
-    asked: Asked, layout: Layout[R], name: str, damaged: list[str]
+    given: RunOptions, layout: Layout[R], name: str, damaged: list[str]
 ) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Yield a function that passes results on and collects the failed ones and those read in part for a report.
+    """Yield a function that yields results unchanged, and reports those that failed or were read in part.
 
-    The report is written next to the output, if the output is a file. It has a line for each recording that failed, and
-    one for each that was read in part if the format does not say so itself; the names of the latter are added to
-    `damaged` in any case.
+    The report is a file next to an output file. Recordings that were read in part are listed in it if the format of the
+    output does not mark them; their names are always added to `damaged`.
     """
     from dymn.system.files import atomic_write
 
     marked = marks_damage(layout, name)
     with contextlib.ExitStack() as stack:
-        path = report_path(asked.output) if is_file(asked.output) else None
+        path = report_path(given.output) if is_file(given.output) else None
         lines = stack.enter_context(atomic_write(path)) if path else None
 
         def listed(found: Iterable[R]) -> Iterator[R]:
@@ -438,6 +425,6 @@ def report(
         yield listed
     if damaged and path:
         where = "the output" if marked else str(path)
-        note(f"{len(damaged):,} recording(s) are damaged and were read partially; {where} lists them.", asked.quiet)
+        note(f"{len(damaged):,} recording(s) are damaged and were read partially; {where} lists them.", given.quiet)
     if path and not path.stat().st_size:
         path.unlink()

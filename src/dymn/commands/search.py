@@ -111,11 +111,7 @@ def search(
 
 
 def chosen_format(output: Path | None) -> SearchFormat:
-    """Return the format of a file's ending.
-
-    Raises:
-        ConfigError: if it names none.
-    """
+    """Return the format of a file's extension; raise a ConfigError if it is unknown."""
     from dymn.commands.options import check_ending
 
     if output is None:
@@ -125,11 +121,7 @@ def chosen_format(output: Path | None) -> SearchFormat:
 
 
 def parse_query(query: str, start: float | None, end: float | None) -> tuple[str, float, float | None]:
-    """Return the path of a query, and from where to where it goes in seconds; None for its end.
-
-    Raises:
-        ConfigError: if the range is given twice, or ends before it begins.
-    """
+    """Return the path of a query, its start and its end in seconds (None: that of the recording)."""
     match = None if os.path.exists(query) else RANGE.fullmatch(query)
     if match is not None:
         if start is not None or end is not None:
@@ -141,11 +133,7 @@ def parse_query(query: str, start: float | None, end: float | None) -> tuple[str
 
 
 def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None, quiet: bool) -> Tagger:
-    """Open the model of an index.
-
-    Raises:
-        ConfigError: if another one has its name, or was named.
-    """
+    """Open the model of an index; raise a ConfigError if the one of this name is another one."""
     from dymn.commands.recordings import load_tagger
 
     inside = found.parameters["layers"] != ["last"]
@@ -188,7 +176,7 @@ def note_query(path: str, start: float, end: float | None, span: tuple[float, fl
 
 
 def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[Hit], found: SoundIndex) -> str:
-    """Return what was found as text."""
+    """Return the results as text."""
     from dymn.errors import visible
     from dymn.inference.formats.text import clock
     from dymn.plots.search_page import Shown, search_page

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def seen(found: Iterable[R], layout: Layout[R], cutter: SegmentCutter | None) -> Iterator[R]:
-    """Pass results on, and show their passages to what cuts them out."""
+    """Yield results unchanged, and add their passages to the cutter."""
     for result in found:
         if cutter is not None and result.error is None:
             cutter.see(result.name, layout.spans(result))
@@ -25,7 +25,7 @@ def seen(found: Iterable[R], layout: Layout[R], cutter: SegmentCutter | None) ->
 
 
 def cut(cutter: SegmentCutter | None, quiet: bool) -> int:
-    """Cut out what was found; return how many recordings could not be cut."""
+    """Extract the passages; return how many recordings could not be read."""
     if cutter is None:
         return 0
     from dymn.commands.progress import counting_bar
@@ -40,11 +40,7 @@ def cut(cutter: SegmentCutter | None, quiet: bool) -> int:
 def cutter_of(
     folder: Path | None, per_label: int, paths: Sequence[str], ray: str | None, settings: ReadSettings
 ) -> SegmentCutter | None:
-    """Return what cuts out what is found, None without a folder.
-
-    Raises:
-        ConfigError: if the recordings cannot be read again, or the folder is in use.
-    """
+    """Return the cutter of segments, None without a folder; raise a ConfigError if recordings cannot be read again."""
     if folder is None:
         return None
     if ray is not None or any(path == "-" or "://" in path for path in paths):

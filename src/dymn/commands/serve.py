@@ -157,17 +157,14 @@ def serve(
         timeout_graceful_shutdown=round(timeout + 5),
     )
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # what uvicorn hands on when it has shut down
+        signal.signal(number, lambda *_: None)  # uvicorn raises it again after its shutdown
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (press Ctrl-C to stop)")
     uvicorn.Server(config).run(sockets=[listener])
 
 
 def host_names(host: str, allowed: list[str]) -> list[str]:
-    """Return the host names under which the server may be reached.
-
-    These are the allowed ones and, where needed, those of this machine.
-    """
+    """Return the host names under which the server may be reached: the allowed ones, or those of this machine."""
     if host in LOOPBACK:
         return ["127.0.0.1", "localhost", "[::1]", *allowed]
     own = socket.gethostname()
@@ -175,11 +172,7 @@ def host_names(host: str, allowed: list[str]) -> list[str]:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        ConfigError: if it cannot; before any model is loaded.
-    """
+    """Return a listening socket, before any model is loaded; raise a ConfigError if that is not possible."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
@@ -192,11 +185,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def read_token(path: Path | None) -> str:
-    """Return the token from a file, or from the environment; "" if there is none.
-
-    Raises:
-        ConfigError: if the file is empty or has more than a line.
-    """
+    """Return the token from a file, or from the environment; "" if there is none. An empty file is a ConfigError."""
     if path is None:
         return os.environ.get(TOKEN_VARIABLE, "").strip()
     token = path.read_text(encoding="utf-8", errors="replace").strip()
@@ -213,7 +202,7 @@ def load_taggers(
     backend: options.Computes,
     precision: options.Precisions,
 ) -> dict[str, Tagger]:
-    """Load the models and return their taggers by the names under which they are served: those of their cards."""
+    """Load the models, and return their taggers by the names of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
         tagger = load_tagger(model, device, threads, quiet, backend, precision)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dymn.commands.datasets import check_data
-from dymn.commands.options import ClipWorkers, KindOption, Quiet, hush, note, number_option
+from dymn.commands.options import ClipWorkers, KindOption, Quiet, hush, note, number_option, resumable
 from dymn.commands.output import say
 
 Audio = Literal["keep", "flac", "wav", "opus"]
@@ -21,9 +21,7 @@ def shards(
     kind: KindOption = "auto",
     audio: Annotated[
         Audio,
-        typer.Option(
-            "--audio", metavar="HOW", help="keep copies the audio unchanged; flac, wav and opus encode it, in mono."
-        ),
+        typer.Option(metavar="HOW", help="keep copies the audio unchanged; flac, wav and opus encode it, in mono."),
     ] = "keep",
     size: Annotated[
         float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="Approximate size of a shard.")
@@ -58,12 +56,8 @@ def shards(
         kind, path = detect(data)
     source = open_source(kind, path)
     settings = PackSettings(audio, clips or 0, size, seed if shuffle else None)
-    with counting_bar("Pack", quiet) as progress:
-        try:
-            packed = pack(source, out, settings, task=task_facts(kind, path), workers=workers, progress=progress)
-        except KeyboardInterrupt:
-            note("The same command resumes the run.", quiet)
-            raise
+    with counting_bar("Pack", quiet) as progress, resumable(quiet):
+        packed = pack(source, out, settings, task=task_facts(kind, path), workers=workers, progress=progress)
     values = packed.index.values
     shards = len(packed.index.shards)
     say(

@@ -119,7 +119,7 @@ def tag(
 
     from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.runs import Form, RunOptions, run
     from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
@@ -149,7 +149,7 @@ def tag(
         top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, **reading
     )
     parameters = to_dict(settings) | words.parameters() | {"hop": hop or window}
-    asked = Asked(
+    given = RunOptions(
         "tag", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
         ray, fresh, retry_failed, quiet, draws=plot is not None, read=settings, labels=words,
@@ -168,12 +168,12 @@ def tag(
             pictures.check(found)
 
     done = run(
-        asked,
+        given,
         TAGS,
         lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        cutter_of(segments, segments_per_class, asked.paths, ray, settings),
+        cutter_of(segments, segments_per_class, given.paths, ray, settings),
     )
     if pictures is not None:
         pictures.finish(quiet)

@@ -10,7 +10,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import hush, note, note_ending, output_option, seconds_option
+from dymn.commands.options import hush, note, note_ending, output_option, resumable, seconds_option
 from dymn.commands.output import note_new_folder, say
 
 MODEL_OPTIONS = ("--model", "-m", "--models")
@@ -20,7 +20,7 @@ class ManyModels(options.Command):
     """A command whose --model takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each of these words a --model of its own, as typer's parser expects."""
+        """Insert a --model before each of these words, as typer's parser expects."""
         return super().parse_args(ctx, spread(args, MODEL_OPTIONS))
 
 
@@ -55,7 +55,6 @@ def teach(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split",
             metavar="NAME",
             help="Only the clips of this split: train, val or test. The default is all clips.",
         ),
@@ -69,7 +68,6 @@ def teach(
     fill: Annotated[
         str | None,
         typer.Option(
-            "--fill",
             metavar="HOW",
             help="How shorter clips are filled: pad (with zeros) or repeat. The default is that of the models' "
             "training.",
@@ -77,9 +75,7 @@ def teach(
     ] = None,
     max_bad: Annotated[
         float,
-        typer.Option(
-            "--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable."
-        ),
+        typer.Option(metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable."),
     ] = 0.05,
     workers: options.ClipWorkers = 0,
     batch_size: options.ClipBatch = 16,
@@ -118,22 +114,18 @@ def teach(
     known: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
     task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **known)
     source = select(everything, split)
-    with counting_bar("Teach", quiet) as progress:
-        try:
-            table = library_teach(
-                source,
-                ensemble,
-                output,
-                seconds=seconds or ensemble.learned(fill=fill).seconds or task.seconds,
-                fill=fill,
-                batch_size=batch_size,
-                workers=workers,
-                max_bad=max_bad,
-                progress=progress,
-            )
-        except KeyboardInterrupt:
-            note("The same command resumes the run.", quiet)
-            raise
+    with counting_bar("Teach", quiet) as progress, resumable(quiet):
+        table = library_teach(
+            source,
+            ensemble,
+            output,
+            seconds=seconds or ensemble.learned(fill=fill).seconds or task.seconds,
+            fill=fill,
+            batch_size=batch_size,
+            workers=workers,
+            max_bad=max_bad,
+            progress=progress,
+        )
     left_out = table.settings.get("left_out", [])
     if left_out:
         note(f"{len(left_out)} clips cannot be read and are left out, such as {left_out[0]}.", quiet)

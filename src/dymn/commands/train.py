@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from dymn.commands.options import (
     hush,
     note,
     number_option,
+    resumable,
 )
 from dymn.commands.output import say
 from dymn.errors import ConfigError
@@ -26,7 +28,6 @@ from dymn.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dymn.commands.epochs import EpochTable
     from dymn.training import TrainConfig
 
 WHAT, HOW = "Task", "Training"
@@ -57,7 +58,6 @@ def train(
     kind: Annotated[
         str | None,
         typer.Option(
-            "--kind",
             metavar="KIND",
             help="The kind of the dataset: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, "
             "tau, audioset, audioset_hdf5 and others. The default is the recipe's.",
@@ -89,7 +89,6 @@ def train(
     fold: Annotated[
         str | None,
         typer.Option(
-            "--fold",
             metavar="NUMBER|all",
             help="The fold to use as the test set, for datasets with folds; all trains once per fold and reports "
             "the mean.",
@@ -102,7 +101,6 @@ def train(
     protocol: Annotated[
         str | None,
         typer.Option(
-            "--protocol",
             metavar="NAME",
             help="How results are reported: paper evaluates the test clips after each of the last ten epochs of "
             "three runs (data.test_epochs=10, run.seeds=[0,1,2]). No checkpoint is selected by these results.",
@@ -182,11 +180,7 @@ def configure(recipe: str, settings: list[str] | tuple[()], epochs: int | None, 
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Refuse, before anything is made, data and models that are not there.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
+    """Raise a ConfigError, before any work is done, if data or models do not exist."""
     path = config.data.path
     if not path:
         raise ConfigError("No dataset is given. Use --data PATH.")
@@ -231,22 +225,14 @@ def note_fresh(config: TrainConfig, quiet: bool) -> None:
 
 
 def parse_fold(text: str) -> int:
-    """Return the number of a fold.
-
-    Raises:
-        ConfigError: if the text is none.
-    """
+    """Return the number of a fold, or raise a ConfigError."""
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise ConfigError(f"--fold is {text!r}; it must be the number of a fold, such as 1, or all.")
 
 
 def protocol_settings(name: str | None) -> dict[str, Any]:
-    """Return the settings of a protocol.
-
-    Raises:
-        ConfigError: if there is none of this name.
-    """
+    """Return the settings of a protocol; raise a ConfigError if there is none of this name."""
     from dymn.training.repeats import PROTOCOLS
 
     if name is not None and name not in PROTOCOLS:
@@ -255,7 +241,7 @@ def protocol_settings(name: str | None) -> dict[str, Any]:
 
 
 def train_seeds(config: TrainConfig, work: Callable[[TrainConfig, bool], dict[str, Any]], quiet: bool) -> None:
-    """Train once for each seed, and say what came out on average."""
+    """Train once for each seed, and print the mean and standard deviation of the results."""
     from dymn.commands.epochs import figure
     from dymn.training.repeats import train_repeats
 
@@ -270,54 +256,33 @@ def train_seeds(config: TrainConfig, work: Callable[[TrainConfig, bool], dict[st
 
 
 def train_once(config: TrainConfig, quiet: bool) -> dict[str, Any]:
-    """Train, showing how it goes, and say what came out; return it."""
+    """Train, show the progress, and print the result; return it."""
     from dymn.commands.epochs import EpochTable
     from dymn.training import train as library_train
 
-    table = EpochTable(quiet)
-    result = watched(lambda: library_train(config, table), table, quiet)
+    with (
+        resumable(quiet, "The same command resumes the run from its last saved state."),
+        closing(EpochTable(quiet)) as table,
+    ):
+        result = library_train(config, table)
     if result:
         summarise(result)
     return result
 
 
 def train_all_folds(config: TrainConfig, quiet: bool) -> dict[str, Any]:
-    """Train once for each fold, and say what came out of each and on average; return it."""
+    """Train once for each fold, and print the result of each and the mean; return them."""
     from dymn.commands.epochs import EpochTable, figure
     from dymn.training.folds import train_folds
 
-    tables: list[EpochTable] = []
-
-    def reporter(fold: int) -> EpochTable:
-        tables.append(EpochTable(quiet, title=f"Fold {fold}: "))
-        return tables[-1]
-
-    try:
-        result = train_folds(config, reporter)
-    except KeyboardInterrupt:
-        note("The same command resumes the run.", quiet)
-        raise
-    finally:
-        for table in tables:
-            table.close()
+    with resumable(quiet), ExitStack() as stack:
+        result = train_folds(config, lambda fold: stack.enter_context(closing(EpochTable(quiet, f"Fold {fold}: "))))
     if not result:  # of several processes only one reports
         return result
     for number, value in zip(result["fold_numbers"], result["folds"], strict=True):
         typer.echo(f"fold {number}  {result['metric']} {figure(result['metric'], value)}")
     typer.echo(f"mean    {result['metric']} {figure(result['metric'], result['mean'])}")
     return result
-
-
-def watched(work: Callable[[], dict[str, Any]], table: EpochTable, quiet: bool) -> dict[str, Any]:
-    """Do the work and leave the terminal in order; when interrupted, say that the run can continue."""
-    try:
-        return work()
-    except KeyboardInterrupt:
-        table.close()
-        note("The same command resumes the run from its last saved state.", quiet)
-        raise
-    finally:
-        table.close()
 
 
 def summarise(result: dict[str, Any]) -> None:

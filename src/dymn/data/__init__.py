@@ -39,41 +39,24 @@ if TYPE_CHECKING:
     from dymn.data.tasks import task_of as task_of
     from dymn.data.teacher import TeacherTable as TeacherTable
 
-_HOMES = {
-    "BadClip": "dymn.data.batch",
-    "BalancedSampler": "dymn.data.samplers",
-    "Batch": "dymn.data.batch",
-    "Catalog": "dymn.data.catalog",
-    "Clip": "dymn.data.batch",
-    "Dataset": "dymn.data.tasks",
-    "Loader": "dymn.data.loader",
-    "PackSettings": "dymn.data.packing",
-    "Packed": "dymn.data.packing",
-    "PlainSampler": "dymn.data.samplers",
-    "Resident": "dymn.data.resident",
-    "Source": "dymn.data.source",
-    "Streamed": "dymn.data.streams",
-    "TASKS": "dymn.data.tasks",
-    "TaskSpec": "dymn.data.tasks",
-    "TeacherTable": "dymn.data.teacher",
-    "WeightedSampler": "dymn.data.samplers",
-    "cached": "dymn.data.cache",
-    "class_counts": "dymn.data.samplers",
-    "clip_weights": "dymn.data.samplers",
-    "collate": "dymn.data.batch",
-    "fit": "dymn.data.batch",
-    "heard_weights": "dymn.data.samplers",
-    "open_dataset": "dymn.data.tasks",
-    "open_source": "dymn.data.tasks",
-    "pack": "dymn.data.packing",
-    "select": "dymn.data.tasks",
-    "task_facts": "dymn.data.tasks",
-    "task_of": "dymn.data.tasks",
+_NAMES = {
+    "batch": "BadClip Batch Clip collate fit",
+    "cache": "cached",
+    "catalog": "Catalog",
+    "loader": "Loader",
+    "packing": "PackSettings Packed pack",
+    "resident": "Resident",
+    "samplers": "BalancedSampler PlainSampler WeightedSampler class_counts clip_weights heard_weights",
+    "source": "Source",
+    "streams": "Streamed",
+    "tasks": "TASKS Dataset TaskSpec open_dataset open_source select task_facts task_of",
+    "teacher": "TeacherTable",
 }
-__all__ = list(_HOMES)
+_MODULES = {name: f"dymn.data.{module}" for module, names in _NAMES.items() for name in names.split()}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'dymn.data' has no attribute {name!r}")

@@ -23,8 +23,8 @@ def read_annotated(
 ) -> tuple[Catalog, Store]:
     """Raven's selection tables or Audacity's label tracks, one or a folder of them: each annotated passage is a clip.
 
-    A clip has its own label, and those of other annotations of its recording that overlap at least half of it, or that
-    lie in it by at least half.
+    A clip has its own label, and those of other annotations of its recording that cover at least half of it, or of
+    which at least half is in it.
 
     Args:
         path: as in `dymn.audio.annotations.read_annotations`.
@@ -44,9 +44,9 @@ def read_annotated(
         name = file.relative_to(home).as_posix() if file.is_relative_to(home) else file.as_posix()
         for start, end in dict.fromkeys((one.start, one.end) for one in annotations):
             overlap = np.minimum(places[:, 1], end) - np.maximum(places[:, 0], start)
-            heard = overlap >= SHARE * np.minimum(places[:, 1] - places[:, 0], end - start)
+            audible = overlap >= SHARE * np.minimum(places[:, 1] - places[:, 0], end - start)
             keys.append(f"{name}#{start:.15g}-{end:.15g}")
-            names.append({annotations[i].label for i in np.flatnonzero(heard)})
+            names.append({annotations[i].label for i in np.flatnonzero(audible)})
             spans.append((start, end))
             paths.append(recording)
     classes = tuple(labels) if labels is not None else tuple(sorted(set().union(*names)))

@@ -6,47 +6,27 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dymn.data.catalog import Catalog
-from dymn.data.readers import csv_rows, multi_hot, split_name, table
-from dymn.data.stores import (
-    MAX_BYTES,
-    FilePool,
-    Hdf5Store,
-    Store,
-    open_binary,
-    open_hdf5,
-    read_member,
-    reading_hdf5,
-    tar_store,
-)
+from dymn.data.readers import csv_rows, multi_hot, named_files, split_name, table
+from dymn.data.stores import MAX_BYTES, FilePool, Hdf5Store, Store, open_hdf5, read_member, reading_hdf5, tar_store
 from dymn.data.tar import Member, tar_members
 from dymn.errors import DataError
-from dymn.weights.labels import numbered_labels
+from dymn.system.files import open_regular
+from dymn.weights.labels import audioset_labels, numbered_labels
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
 MAX_JSON = 2**20
 FSD50K_CLASSES = 200
-OPENMIC_CLASSES = (
-    *(
-        "accordion",
-        "banjo",
-        "bass",
-        "cello",
-        "clarinet",
-        "cymbals",
-        "drums",
-        "flute",
-        "guitar",
-        "mallet_percussion",
-        "mandolin",
-    ),
-    *("organ", "piano", "saxophone", "synthesizer", "trombone", "trumpet", "ukulele", "violin", "voice"),
+_OPENMIC_NAMES = (
+    "accordion banjo bass cello clarinet cymbals drums flute guitar mallet_percussion mandolin organ piano saxophone "
+    "synthesizer trombone trumpet ukulele violin voice"
 )
+OPENMIC_CLASSES = tuple(_OPENMIC_NAMES.split())
 HDF5_COLUMNS = ("audio_name", "mp3", "target")
 AUDIOSET_FILES = {
     "balanced_train_segments_mp3.hdf": "train",
@@ -60,12 +40,11 @@ OPENMIC_FILES = {"openmic_train.csv_mp3.hdf": "train", "openmic_test.csv_mp3.hdf
 def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Catalog, Store]:
     """WebDataset shards: members KEY.opus (or another audio format) with KEY.json next to it.
 
-    The shards lie in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`,
+    The shards are in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`,
     if there is one, gives order and splits and must agree with the archives. The list "labels" in a clip's JSON
     annotates it; a clip without one is not annotated (its mask is 0). Clips whose keys an `exclude.csv` (key) in `root`
-    lists are left out.
-
-    Several such folders may lie in `root`; they are read as one dataset, in the order of their names.
+    lists are left out. If `root` contains several such folders, they are read as one dataset, in the order of their
+    names.
 
     Args:
         root: folder or tar file.
@@ -86,8 +65,8 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
     with_splits = [bool(splits) for _, splits in read]
     if any(with_splits) != all(with_splits):
         raise DataError(f"Some folders in {root} have an index.csv with splits and others do not. Add one to each.")
-    classes = tuple(labels) if labels is not None else _audioset_labels()
-    files: FilePool[Any] = FilePool(open_binary)
+    classes = tuple(labels) if labels is not None else audioset_labels()
+    files = FilePool(open_regular)
     names = [_json_labels(entry.annotation, files) for entry in found]
     annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
     return Catalog(
@@ -113,7 +92,7 @@ def _shards(root: Path) -> list[Path]:
 
 
 def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
-    """Return the clips of a folder of shards (or of one), and their splits as far as an index tells."""
+    """Return the clips of a folder of shards (or of one shard), and their splits if an index lists them."""
     found: list[_Entry] = []
     for shard in _shards(root):
         members = tar_members(shard)
@@ -144,7 +123,7 @@ def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
     return found, splits
 
 
-def _json_labels(member: Member | None, files: FilePool[Any]) -> list[str] | None:
+def _json_labels(member: Member | None, files: FilePool[BinaryIO]) -> list[str] | None:
     if member is None:
         return None
     if member.size > MAX_JSON:
@@ -159,12 +138,8 @@ def _json_labels(member: Member | None, files: FilePool[Any]) -> list[str] | Non
 
 
 def read_audioset_hdf5(root: Path) -> tuple[Catalog, Store]:
-    """AudioSet: {balanced_train,unbalanced_train,eval}_segments_mp3.hdf in `root`, or one such file.
-
-    Keys are YouTube ids.
-    """
-    labels = _audioset_labels()
-    return _packed(root, AUDIOSET_FILES, labels, prefix="Y")
+    """AudioSet: {balanced_train,unbalanced_train,eval}_segments_mp3.hdf in `root`, or one such file, by YouTube id."""
+    return _packed(root, AUDIOSET_FILES, audioset_labels(), prefix="Y")
 
 
 def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
@@ -181,11 +156,7 @@ def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
 
 
 def _fsd50k_labels(vocabulary: Path) -> tuple[str, ...]:
-    """Return the names of the columns: the 200 of FSD50K's vocabulary in alphabetical order, as the files are made.
-
-    Raises:
-        DataError: if the table has other rows or another order, so that names and columns would not belong together.
-    """
+    """Return the names of the columns: the 200 of FSD50K's vocabulary in alphabetical order; else raise a DataError."""
     rows = [row for row in csv_rows(vocabulary) if row]
     names = tuple(row[1] for row in rows if len(row) >= 2)
     numbered = [row[0].strip() for row in rows] == [str(c) for c in range(FSD50K_CLASSES)]
@@ -199,11 +170,8 @@ def _fsd50k_labels(vocabulary: Path) -> tuple[str, ...]:
 
 
 def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
-    """OpenMIC-2018: openmic_{train,test}.csv_mp3.hdf in `root`, or one such file.
-
-    Each clip has 20 probabilities and 20 masks.
-    """
-    files = _files(root, OPENMIC_FILES)
+    """OpenMIC-2018: openmic_{train,test}.csv_mp3.hdf in `root`, or one such file; 20 probabilities, then 20 masks."""
+    files = named_files(root, OPENMIC_FILES)
     keys, rows, splits, values = _columns(files)
     classes = len(OPENMIC_CLASSES)
     for path, value in zip(files, values, strict=True):
@@ -221,7 +189,7 @@ def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
 
 
 def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefix: str = "") -> tuple[Catalog, Store]:
-    files = _files(root, names)
+    files = named_files(root, names)
     keys, rows, splits, values = _columns(files, prefix)
     columns = (len(labels) + 7) // 8
     for path, value in zip(files, values, strict=True):
@@ -233,17 +201,6 @@ def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefi
         if np.unpackbits(value[:, -1:], axis=1)[:, len(labels) - 8 * (columns - 1) :].any():  # bits of no class
             raise DataError(f"{path}: target has more classes than the {len(labels)} of this dataset.")
     return Catalog(keys, labels, np.concatenate(values), splits=splits, packed=True), Hdf5Store(rows, "mp3")
-
-
-def _files(root: Path, names: Mapping[str, str]) -> dict[Path, str]:
-    files = (
-        {root: names.get(root.name, "")}
-        if root.is_file()
-        else {root / n: split for n, split in names.items() if (root / n).is_file()}
-    )
-    if not files:
-        raise DataError(f"{root} contains none of {', '.join(names)}.")
-    return files
 
 
 def _columns(
@@ -278,10 +235,7 @@ def _columns(
 
 
 def _plain(file: Any, name: str) -> bool:
-    """Whether a name is a dataset with rows that lies in this very file.
-
-    A link or an external block could name any file of the machine.
-    """
+    """Whether a name is a dataset with rows in this very file: a link or an external block could name any file."""
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -293,19 +247,10 @@ def _plain(file: Any, name: str) -> bool:
 
 
 def _bounded(dataset: Any, whole: bool) -> bool:
-    """Whether reading a dataset, or one of its rows, takes bounded memory.
-
-    Its size is only claimed, and a chunk may unpack to a thousand times its size.
-    """
+    """Whether reading a dataset, or a row of it, takes bounded memory; a chunk may unpack to 1000 times its size."""
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     return chunk <= MAX_BYTES and not (whole and dataset.size * dataset.dtype.itemsize > MAX_BYTES)
 
 
 def _text(name: Any) -> str:
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-
-
-def _audioset_labels() -> tuple[str, ...]:
-    from dymn.weights import audioset_labels
-
-    return audioset_labels()

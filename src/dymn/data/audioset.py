@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from dymn.audio import listing
 from dymn.data.catalog import Catalog
-from dymn.data.readers import csv_rows
+from dymn.data.readers import csv_rows, named_files
 from dymn.data.stores import FileStore, Store
 from dymn.errors import AudioError, DataError
-from dymn.system.files import atomic_write, csv_text, text_in
+from dymn.system.files import write_csv
 from dymn.weights.labels import audioset_labels, audioset_mids
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ SEGMENT_FILES = {
     "eval_segments.csv": "test",
 }
 FILE_NAME = re.compile(r"(?P<id>[\w-]{11})(?:[_-][\d.]+){0,2}", re.ASCII)
-"""A file's name without its ending: the YouTube id, and where the segment starts and ends (in s or ms) if that is told;
-a Y may stand before it."""
+"""A file's name without its extension: the YouTube id, perhaps with a Y before it, and start and end (in s or ms) after
+it."""
 
 
 class ListedSegment(NamedTuple):
@@ -52,7 +52,7 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
         DataError: if there is no list, a list is not one of AudioSet's, or no audio is there.
     """
     folder = root if root.is_dir() else root.parent
-    lists = {root: SEGMENT_FILES.get(root.name, "train")} if root.is_file() else _lists(root)
+    lists = named_files(root, SEGMENT_FILES, "train")
     try:
         files = {name: path for path in sorted(listing.expand(folder)) for name in _ids(path)}
     except AudioError as error:
@@ -77,8 +77,7 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
         if n_found < n_listed:
             logger.warning("%s: %d of %d segments have no audio.", path.name, n_listed - n_found, n_listed)
     if report is not None:
-        with atomic_write(report) as file, text_in(file) as text:
-            text.write(csv_text([("list", "key"), *missing]))
+        write_csv(report, [("list", "key"), *missing])
     if not keys:
         raise DataError(
             f"None of the {len(missing)} segments has a file below {folder}. Files are named by their YouTube id, such "
@@ -105,13 +104,6 @@ def segments(path: Path) -> Iterator[ListedSegment]:
             what = f"the class {unknown[0]!r:.40}, which is not one of AudioSet's 527" if unknown else "no classes"
             raise DataError(f"{path}, row {line}: {what}. A row has YTID, start, end, and classes such as /m/09x0r.")
         yield ListedSegment(row[0].strip(), [column[mid] for mid in mids])
-
-
-def _lists(root: Path) -> dict[Path, str]:
-    found = {root / name: split for name, split in SEGMENT_FILES.items() if (root / name).is_file()}
-    if not found:
-        raise DataError(f"{root} contains none of {', '.join(SEGMENT_FILES)}.")
-    return found
 
 
 def _ids(path: Path) -> Iterator[str]:

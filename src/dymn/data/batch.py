@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dymn.errors import ConfigError, DataError
 from dymn.system.arrays import Floats
-from dymn.system.files import atomic_write, csv_text, text_in
+from dymn.system.files import write_csv
 
 T = TypeVar("T")
 Number = TypeVar("Number", bound=np.generic)
@@ -41,10 +41,7 @@ class Clip(NamedTuple):
 
 
 class BadClip(NamedTuple):
-    """A clip that cannot be used, and the reason.
-
-    A `fatal` one ends the run, because the data are not the expected ones.
-    """
+    """A clip that cannot be used, and the reason; a `fatal` one is not of the expected data and ends the run."""
 
     key: str
     reason: str
@@ -54,8 +51,7 @@ class BadClip(NamedTuple):
 def write_bad(path: Path, bad: Mapping[str, str]) -> None:
     """Write unreadable clips as CSV (key, reason), if there are any."""
     if bad:
-        with atomic_write(path) as file, text_in(file) as text:
-            text.write(csv_text([("key", "reason"), *sorted(bad.items())]))
+        write_csv(path, [("key", "reason"), *sorted(bad.items())])
 
 
 def read_bad(path: Path) -> dict[str, str]:

@@ -91,7 +91,7 @@ def cached(source: Source, directory: str | Path, *, workers: int = 0, progress:
 
     Args:
         source: any split of the dataset.
-        directory: where caches lie.
+        directory: the folder of the caches.
         workers: processes that decode while the cache is built.
         progress: called with the clips done and their total.
 
@@ -119,10 +119,7 @@ def _name(source: Source) -> str:
 
 
 class Quantised(Dataset["tuple[PCM, float, int] | str"]):
-    """The clips of a source in 16 bits.
-
-    Each has samples, their full-scale value and a fingerprint, or the reason why there is none.
-    """
+    """The clips of a source in 16 bits: samples, their full-scale value and a fingerprint, or why there are none."""
 
     def __init__(self, source: Source) -> None:
         self.source = source

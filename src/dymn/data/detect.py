@@ -38,7 +38,7 @@ class Detected(NamedTuple):
 
 
 def detect(path: str | Path) -> Detected:
-    """Detect from its files what kind of dataset lies at `path`.
+    """Detect from its files what kind of dataset is at `path`.
 
     It is a published one, a manifest, annotations of Raven or Audacity, shards, or else a folder per class.
 

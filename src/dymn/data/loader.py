@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dymn.data.batch import FILLS, BadClip, Batch, Collated, first_bad
+from dymn.data.batch import FILLS, BadClip, Batch, Collated, as_it_is, first_bad
 from dymn.data.presented import Presented
 from dymn.data.resident import Resident, ResidentBatches
 from dymn.data.samplers import Batches, Sampler
@@ -21,10 +20,6 @@ from dymn.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 CROPPED = ("random", "start", "windows")
-
-
-def _as_it_is(collated: Any) -> Any:
-    return collated
 
 
 class Loader:
@@ -121,8 +116,7 @@ class Loader:
             self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
         self._at = (0, 0)  # epoch, and how many of its batches were handed out
         self._met = 0  # bad clips in those batches
-        # by epoch, where it does not begin at 0: batch, and bad clips in those before
-        self._first: dict[int, tuple[int, int]] = {}
+        self._first: dict[int, tuple[int, int]] = {}  # of resumed epochs: the first batch, and bad clips before it
         self._loader: Iterable[Collated] = (
             self._decoding(workers, pin_memory, context)
             if resident is None
@@ -133,7 +127,7 @@ class Loader:
         return DataLoader(
             self._presented,
             batch_size=None,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -181,10 +175,7 @@ class Loader:
             yield collated
 
     def state_dict(self) -> dict[str, int]:
-        """Return the loader's position and the settings that determine its order.
-
-        The position consists of the epoch, the number of batches returned, and their unreadable clips.
-        """
+        """Return the position (epoch, batches returned, their bad clips) and the settings that determine the order."""
         epoch, batch = self._at
         size, draws = self.batches.batch_size, len(self.batches.sampler)
         return {"epoch": epoch, "batch": batch, "bad": self._met, "seed": self.seed, "draws": draws, "batch_size": size}

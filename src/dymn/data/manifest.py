@@ -22,6 +22,7 @@ from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows, multi_hot, number, split_name
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
+from dymn.weights.labels import audioset_labels
 
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t")
@@ -38,7 +39,7 @@ SOFT = re.compile(r"(?P<name>.+):(?P<value>[01]?\.\d+|[01](?:\.0*)?)")
 
 
 class Columns(NamedTuple):
-    """Where in a row stands what."""
+    """The positions of the columns in a row."""
 
     path: int
     label: int
@@ -79,7 +80,7 @@ def read_csv(
         labels: names of the classes in the wanted order; None for those found, sorted.
         separator: between the labels of a row; None for ";" if any row has one. Else it is ",", but a comma within a
             known label, such as AudioSet's "Child speech, kid speaking", belongs to it.
-        ignore: columns that are not looked at, though they could change what is learned.
+        ignore: columns that are ignored, although they could change what is learned.
 
     Raises:
         DataError: if a column is missing, or is not used; a relative path leads outside `root`; a class is unknown; or
@@ -206,10 +207,7 @@ def _entry(
 
 
 def _file(path: str, folder: Path) -> tuple[str, Path]:
-    """Return the name of a clip and its file.
-
-    An absolute path is taken as it is; a relative one leads nowhere outside the folder.
-    """
+    """Return the name of a clip and its file; only an absolute path may lead outside the folder."""
     if not os.path.isabs(path):
         return path, inside(folder, path)
     file, home = Path(os.path.normpath(path)), Path(os.path.abspath(folder))
@@ -249,7 +247,7 @@ def _separated(
     """Return the labels of each row (see `read_csv`, separator)."""
     if separator is not None or any(";" in cell for cell in cells):
         return [_split(cell, separator or ";") for cell in cells]
-    known = set(labels) if labels is not None else set(_audioset_labels())
+    known = set(audioset_labels() if labels is None else labels)
     found = {cell: _known(cell, known) for cell in set(cells)}
     used = Counter(name for names in found.values() for name in set(names))
     for cell, names in found.items():
@@ -267,10 +265,7 @@ def _split(cell: str, separator: str) -> list[str]:
 
 
 def _known(cell: str, known: set[str]) -> list[str]:
-    """Return the labels between the commas of a row, the longest known ones first.
-
-    "Child speech, kid speaking" is one of AudioSet's.
-    """
+    """Return the labels between the commas of a row; a known label, such as "Child speech, kid speaking", is one."""
     parts, names = cell.split(","), list[str]()
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in known), 1)
@@ -299,9 +294,3 @@ def _soft(rows: Sequence[list[str]], labels: Sequence[str] | None, where: Path) 
     if above is not None:
         raise DataError(f"{where}: {above!r} has a probability above 1.")
     return [dict(values[name] for name in row) for row in rows]
-
-
-def _audioset_labels() -> tuple[str, ...]:
-    from dymn.weights import audioset_labels
-
-    return audioset_labels()

@@ -34,7 +34,7 @@ MAX_INDEX = 2**26
 
 @dataclass(frozen=True)
 class Index:
-    """What index.json says.
+    """The contents of index.json.
 
     Attributes:
         root: the folder.
@@ -52,10 +52,7 @@ class Index:
 
 
 def is_packed(root: Path) -> bool:
-    """Return whether a folder holds such shards, or some that are not complete.
-
-    An index.json may also be another program's.
-    """
+    """Return whether a folder contains such shards, complete or not; an index.json may be another program's."""
     if (root / INDEX_FILE).is_file() and (root / COLUMNS_FILE).is_file():
         return True
     try:
@@ -66,11 +63,7 @@ def is_packed(root: Path) -> bool:
 
 
 def read_index(root: Path) -> Index:
-    """Read index.json of a folder of shards.
-
-    Raises:
-        DataError: if there is none, or it is damaged.
-    """
+    """Read index.json of a folder of shards; raise a DataError if it is missing or damaged."""
     path = root / INDEX_FILE
     if not path.is_file() and (root / WORK_FOLDER).exists():
         raise DataError(f"{root} is incomplete. Run the same dymn shards command again; it resumes.")
@@ -83,11 +76,7 @@ def read_index(root: Path) -> Index:
             {**shard, "clips": int(shard["clips"]), "bytes": int(shard["bytes"]), "name": str(shard["name"])}
             for shard in values["shards"]
         ]
-        if (
-            not isinstance(task, dict)
-            or not isinstance(labels, list)
-            or not all(isinstance(label, str) for label in labels)
-        ):
+        if not (isinstance(task, dict) and isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
             raise ValueError("labels must be a list of names, and task an object")
         if not isinstance(columns, dict) or not isinstance(columns["names"], list):
             raise ValueError("columns must be an object with a list of names")

@@ -38,7 +38,7 @@ from dymn.system.files import atomic_write, digest_of, locked
 
 BAD_FILE = "bad_clips.csv"
 PLAN_FILE = "plan.json"
-ESTIMATED_FROM = 64  # clips, spread over all, whose sizes say how many make a shard
+ESTIMATED_FROM = 64  # clips, spread over all, from whose sizes the number per shard is estimated
 OPUS_RATE = 48_000
 ENCODINGS = {"keep": ("", ""), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
 BEGINNINGS = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
@@ -97,7 +97,7 @@ def pack(
         source: the whole dataset.
         out: folder of the shards.
         settings: how they are made.
-        task: kind of the data, and what a `TaskSpec` says of it, as JSON types.
+        task: kind of the data, and the properties of its `TaskSpec`, as JSON types.
         workers: processes that make shards at the same time; 0 for this one alone.
         progress: called with the clips done and their total.
 
@@ -197,7 +197,7 @@ def _write_index(shards: _Shards, made: dict[str, Any], task: dict[str, Any]) ->
 
 
 class _Shards(Dataset["int | OSError"]):
-    """Makes a shard when it is asked for, unless there is one; gives how many clips it is made of."""
+    """Creates a shard on access, unless it exists; returns its number of clips."""
 
     def __init__(self, source: Source, out: Path, encoding: str, plan: list[tuple[str, list[int]]]) -> None:
         self.source, self.out, self.encoding, self.plan = source, out, encoding, plan
@@ -214,7 +214,7 @@ class _Shards(Dataset["int | OSError"]):
         return len(self.plan[number][1])
 
     def report(self, number: int) -> Path:
-        """Return the file that says what a complete shard holds."""
+        """Return the path of the report on a complete shard."""
         return self.out / WORK_FOLDER / f"{self.plan[number][0]}.json"
 
     def make(self, number: int) -> None:
@@ -246,11 +246,7 @@ class _Shards(Dataset["int | OSError"]):
         )
 
     def encoded(self, i: int) -> tuple[bytes, str, int, int]:
-        """Return a clip's bytes, their suffix, the fingerprint of what they were made from, and the number of samples.
-
-        Raises:
-            AudioError, DataError, OSError: if it cannot be read or decoded.
-        """
+        """Return a clip's bytes, their suffix, the fingerprint of the original bytes, and the number of samples."""
         content = self.source.store.read(int(self.source.indices[i]))
         waveform = decode(content, self.source.sample_rate, self.source.max_seconds)
         fingerprint, samples = fingerprint_of(content), len(waveform)
@@ -293,7 +289,7 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
 
 
 def described(source: Source, i: int) -> dict[str, Any]:
-    """Return what the JSON object next to a clip says: its name, labels (or their probabilities), split and fold."""
+    """Return the JSON object next to a clip: its name, labels (or their probabilities), split and fold."""
     row = slice(i, i + 1)
     target, mask, catalog = source.catalog.target_rows(row)[0], source.catalog.mask_rows(row)[0], source.catalog
     about: dict[str, Any] = {"key": source.keys[i]}
@@ -335,10 +331,7 @@ def _clips_of(megabytes: float, source: Source, encoding: str) -> int:
 
 
 def _suffix(content: bytes, key: str) -> str:
-    """Return the suffix by which other programs know the audio.
-
-    Apart from a few plain letters, names in a shard never come from the data.
-    """
+    """Return the suffix of an audio format. Names in a shard take no more than a few plain letters from the data."""
     if content.startswith(b"OggS") and b"OpusHead" in content[:64]:
         return "opus"
     for beginning, suffix in BEGINNINGS.items():

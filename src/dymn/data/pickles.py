@@ -53,7 +53,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _NumpyType(Stateful):
-    """Stands for a data type of NumPy: whole numbers of 1 to 8 bytes, in the order that its state says."""
+    """Stands for a data type of NumPy: whole numbers of 1 to 8 bytes, in the byte order of its state."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if code not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
@@ -118,7 +118,7 @@ def read_npz(path: Path, names: tuple[str, ...], file: BinaryIO | None = None) -
 
 
 def read_header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, order (True for Fortran's) and type of an .npy file, and stand where its values begin.
+    """Return shape, order (True for Fortran's) and type of an .npy file, and seek to its values.
 
     Raises:
         one of `NPY_FAILURES`: if it is none.

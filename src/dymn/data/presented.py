@@ -56,8 +56,8 @@ class Presented(IterableDataset[Collated]):
         epoch, first = self.start.tolist()
         for share, contents in read_ahead(self.source, self.batches.shares(epoch, first + mine, workers)):
             if self.length is not None:
-                heard = functools.partial(self._windows, self.length, contents)
-                yield from batches(share, heard, self._logits, self.batches.batch_size)
+                windows_of = functools.partial(self._windows, self.length, contents)
+                yield from batches(share, windows_of, self._logits, self.batches.batch_size)
                 continue
             self._longer = 0
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
@@ -96,7 +96,7 @@ class Presented(IterableDataset[Collated]):
         return 0 if rng is None else int(rng.integers(0, n - samples + 1))
 
     def mismatch(self, clip: int, fingerprint: int) -> BadClip | None:
-        """Return why a clip with this fingerprint is not the one that the teacher heard; None if it may be."""
+        """Return why a clip with this fingerprint is not the one that the teacher received; None if it may be."""
         if self.teacher is None or self.rows is None or self.rows[clip] < 0:
             return None
         known = int(self.teacher.fingerprints[int(self.rows[clip])])

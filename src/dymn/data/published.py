@@ -13,12 +13,11 @@ import numpy.typing as npt
 from dymn.data.pickles import NPY_FAILURES, read_header, read_index
 from dymn.data.readers import number, table
 from dymn.errors import DataError, WeightsError
-from dymn.system.files import open_regular, read_bounded
+from dymn.system.files import open_regular, read_lines
 from dymn.weights.download import fetch
 from dymn.weights.files import DownloadProgress, hash_file
 from dymn.weights.registry import TEACHER_FILES
 
-MAX_LABELS = 2**24  # bytes of a list of labels
 AUDIOSET_NAME = re.compile(r"Y([\w-]{11})\.\w+", re.ASCII)  # of a clip in the HDF5 files: Y, its YouTube id, an ending
 
 
@@ -46,7 +45,7 @@ def find(name: str | Path, beside: Path, progress: DownloadProgress | None = Non
     (`dymn.weights.registry.TEACHER_FILES`), which is downloaded into the cache if need be.
 
     Raises:
-        DataError: if there is no such file, or it cannot be downloaded; the message says where to get it.
+        DataError: if there is no such file, or it cannot be downloaded; the message states where to get it.
     """
     for path in (Path(name), beside / name):
         if path.exists():
@@ -77,7 +76,7 @@ def _check(path: Path) -> None:
 
 
 def read_array(path: Path) -> LogitsFile:
-    """Return what the header of an .npy file of logits [clips, classes] says.
+    """Return the header of an .npy file of logits [clips, classes].
 
     Raises:
         DataError: if it is no such file.
@@ -130,14 +129,9 @@ def read_rows(index: Path, n_rows: int) -> Rows:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the names of a table's columns, one a line.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
+    """Return the names of a table's columns, one per line; raise a DataError if the file cannot be read."""
     try:
-        text = read_bounded(path, MAX_LABELS).decode("utf-8-sig")
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return tuple(read_lines(path))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dymn.audio.listing import find
 from dymn.data.catalog import Catalog
 from dymn.data.pickles import read_npz
 from dymn.data.stores import FileStore, Store, inside
@@ -34,17 +35,16 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
     """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…` with splits named as in `SPLIT_NAMES`.
 
     Raises:
-        DataError: if there is no folder, no class, an audio file lies outside the class folders, or other folders lie
-            in addition to splits.
+        DataError: if there is no folder or no class, if a recording is not in the folder of a class, or if there are
+            both splits and other folders.
     """
-    from dymn.audio import reading
-
-    _need_folder(root)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder.")
     if not any(child.is_dir() and not child.name.startswith(".") for child in root.iterdir()):
         raise DataError(
             f"{root} contains no folders. Put the clips of each class into a folder with the name of the class."
         )
-    paths = [path for path in reading.find([root]) if path.parent != root]
+    paths = [path for path in find([root]) if path.parent != root]
     keys = tuple(path.relative_to(root).as_posix() for path in paths)
     parts = [key.split("/") for key in keys]
     depth = 1 if _are_splits({part[0] for part in parts}, root) else 0
@@ -62,9 +62,7 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
 
 
 def _are_splits(names: set[str], root: Path) -> bool:
-    """Return whether folders are splits rather than classes: all of them, whatever their case.
-
-    A class may be called train.
+    """Return whether folders are splits rather than classes, of which one may be called train.
 
     Raises:
         DataError: if some are splits and others are not.
@@ -86,19 +84,18 @@ def read_esc50(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_esc10(root: Path) -> tuple[Catalog, Store]:
-    """ESC-10: `meta/esc10.csv`, or the rows of `meta/esc50.csv` that say esc10; and `audio/`; five folds."""
+    """ESC-10: `meta/esc10.csv`, or the rows of `meta/esc50.csv` that are marked as esc10; and `audio/`; five folds."""
     own = root / "meta" / "esc10.csv"
     if own.is_file():
         return _esc(root, own, table(own))
     whole = root / "meta" / "esc50.csv"
     rows = table(whole)
-    _column(rows, ("esc10",), whole)
+    _need_columns(rows, whole, "esc10")
     return _esc(root, whole, [row for row in rows if row["esc10"].strip().lower() == "true"])
 
 
 def _esc(root: Path, meta: Path, rows: list[dict[str, str]]) -> tuple[Catalog, Store]:
-    for name in ("filename", "fold", "target", "category"):
-        _column(rows, (name,), meta)
+    _need_columns(rows, meta, "filename", "fold", "target", "category")
     numbers = {row["category"]: number(row["target"], meta) for row in rows}
     labels = tuple(sorted(numbers, key=numbers.__getitem__))
     return Catalog(
@@ -125,8 +122,7 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
         if not listing.is_file() or not folder.is_dir():
             continue
         rows = table(listing)
-        for name in ("fname", "labels", *(("split",) if part == "dev" else ())):
-            _column(rows, (name,), listing)
+        _need_columns(rows, listing, "fname", "labels", *(["split"] if part == "dev" else []))
         for row in rows:
             keys.append(row["fname"])
             names.append(row["labels"].split(","))
@@ -141,10 +137,9 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_openmic(root: Path) -> tuple[Catalog, Store]:
-    """OpenMIC-2018 as Ogg files.
+    """OpenMIC-2018: openmic-2018.npz, class-map.json, partitions/split01_{train,test}.csv and audio/KEY[:3]/KEY.ogg.
 
-    The files are `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and
-    `audio/KEY[:3]/KEY.ogg`. A probability above 0.5 is positive; classes without annotation are masked.
+    A probability above 0.5 is positive; classes without annotation are masked.
     """
     archive = root / "openmic-2018.npz"
     arrays = read_npz(archive, ("Y_true", "Y_mask", "sample_key"))
@@ -179,19 +174,17 @@ def read_openmic(root: Path) -> tuple[Catalog, Store]:
 def read_tau(root: Path) -> tuple[Catalog, Store]:
     """TAU Urban Acoustic Scenes 2020 Mobile (DCASE20), development.
 
-    Its files are `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv` and `audio/`.
-
-    Clips that the setup leaves out have no split.
+    Its files are `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv` and `audio/`. Clips that the setup leaves
+    out have no split.
     """
     meta = root / "meta.csv"
     rows = table(meta, "\t")
-    _column(rows, ("filename",), meta)
-    _column(rows, ("scene_label",), meta)
+    _need_columns(rows, meta, "filename", "scene_label")
     part: dict[str, str] = {}
     for name in ("train", "evaluate"):
         setup = root / "evaluation_setup" / f"fold1_{name}.csv"
         listed = table(setup, "\t")
-        _column(listed, ("filename",), setup)
+        _need_columns(listed, setup, "filename")
         part.update({row["filename"]: split_name(name, setup) for row in listed})
     labels = tuple(sorted({row["scene_label"] for row in rows}))
     return Catalog(
@@ -260,22 +253,14 @@ def table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
 
 
 def split_name(name: str, where: Path) -> str:
-    """Return "train", "val", "test" or "" for what a dataset calls its split.
-
-    Raises:
-        DataError: if the name is unknown.
-    """
+    """Return "train", "val", "test" or "" for a dataset's name of a split; raise a DataError if it is unknown."""
     if name.strip().lower() not in SPLIT_NAMES:
         raise DataError(f"{where} has a split {name!r}; allowed: {', '.join(filter(None, SPLIT_NAMES))}.")
     return SPLIT_NAMES[name.strip().lower()]
 
 
 def number(text: str, where: Path) -> int:
-    """Return a whole number of a table.
-
-    Raises:
-        DataError: if it is none.
-    """
+    """Return a whole number of a table; raise a DataError if it is none."""
     try:
         value = int(text)
     except ValueError as error:
@@ -285,13 +270,17 @@ def number(text: str, where: Path) -> int:
     return value
 
 
-def _column(rows: list[dict[str, str]], names: Sequence[str], where: Path) -> str:
+def named_files(root: Path, splits: Mapping[str, str], default: str = "") -> dict[Path, str]:
+    """Return the files of a dataset in a folder, or one file, with the split of each; a DataError if there are none."""
+    if root.is_file():
+        return {root: splits.get(root.name, default)}
+    found = {root / name: split for name, split in splits.items() if (root / name).is_file()}
+    if not found:
+        raise DataError(f"{root} contains none of {', '.join(splits)}.")
+    return found
+
+
+def _need_columns(rows: list[dict[str, str]], where: Path, *names: str) -> None:
     for name in names:
-        if rows and name in rows[0]:
-            return name
-    raise DataError(f"{where} needs a column {' or '.join(names)}; it has {', '.join(rows[0]) if rows else 'no rows'}.")
-
-
-def _need_folder(root: Path) -> None:
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder.")
+        if not rows or name not in rows[0]:
+            raise DataError(f"{where} needs a column {name}; it has {', '.join(rows[0]) if rows else 'no rows'}.")

@@ -1,7 +1,4 @@
-"""Decoded clips in the memory of the device on which training runs.
-
-Batches are created there by index, without decoding or copying.
-"""
+"""Decoded clips in the memory of the training device, where batches are created by index, without copying."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class Resident:
 
     Args:
         source: any split of the dataset.
-        device: where the samples lie.
+        device: where the samples are stored.
         workers: processes that decode.
 
     Raises:
@@ -101,7 +98,7 @@ class Resident:
 
 
 class ResidentBatches:
-    """The batches of an epoch as a loader's workers make them, of clips that lie on the device."""
+    """The batches of an epoch as a loader's workers make them, of clips on the device."""
 
     def __init__(self, presented: Presented, resident: Resident) -> None:
         self.presented, self.resident = presented, resident

@@ -42,10 +42,7 @@ class Sampler(Protocol):
 
 
 class PlainSampler:
-    """Every clip once per epoch, shuffled or in order.
-
-    With `draws`, an epoch has this number of clips, in several passes if necessary.
-    """
+    """Every clip once per epoch, shuffled or in order; or `draws` clips, in several passes if necessary."""
 
     def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
         if n < 1 or (draws is not None and draws < 1) or seed < 0:
@@ -137,11 +134,11 @@ def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[n
     number would outweigh the others.
     """
     known = probabilities.any(axis=1)
-    heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
+    audible = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
     weights: npt.NDArray[np.float64] = known / known.sum()
-    if not heard.any():
+    if not audible.any():
         return weights
-    rare = heard @ (1.0 / (ENOUGH + heard.sum(axis=0)))
+    rare = audible @ (1.0 / (ENOUGH + audible.sum(axis=0)))
     weights = known * (EVEN * weights + (1.0 - EVEN) * rare / rare.sum())
     return weights
 
@@ -182,13 +179,8 @@ class Batches:
                 f"batch_size, rank and world are {batch_size}, {rank} and {world}; "
                 "the batch must be a multiple of world, and rank must be below it."
             )
-        self.sampler, self.batch_size, self.rank, self.world, self.drop_last = (
-            sampler,
-            batch_size,
-            rank,
-            world,
-            drop_last,
-        )
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset
 
+from dymn.audio import reading
 from dymn.data.batch import BadClip, Clip
 from dymn.data.catalog import Catalog
 from dymn.data.stores import Store
@@ -37,10 +38,7 @@ class Decoded(Protocol):
 
 
 class Source(Dataset["Clip | BadClip"]):
-    """A map-style dataset of clips, which are decoded and resampled on access.
-
-    A clip that cannot be decoded is a `BadClip` with the reason.
-    """
+    """A map-style dataset of clips, decoded and resampled on access; one that cannot be decoded is a `BadClip`."""
 
     def __init__(
         self,
@@ -111,8 +109,6 @@ class Source(Dataset["Clip | BadClip"]):
         Raises:
             AudioError, DataError, OSError: if the clip cannot be read; raised by the blocks where the clip is damaged.
         """
-        from dymn.audio import reading
-
         if self.decoded is not None:
             read = self.decoded.read(int(self.indices[i]))
             if isinstance(read, str):
@@ -148,10 +144,7 @@ class Source(Dataset["Clip | BadClip"]):
         return fingerprint_of(content) if self.store.fingerprints is None else int(self.store.fingerprints[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
-        """Return the contents of the files of some clips, for `clip`, or the reasons why there are none.
-
-        Files are read in their order on disk.
-        """
+        """Return the contents of the files of some clips, read in their order on disk, or why there are none."""
         place = {int(self.indices[i]): i for i in indices}
         return {place[where]: content for where, content in self.store.read_many(list(place))}
 
@@ -201,10 +194,7 @@ class Source(Dataset["Clip | BadClip"]):
         return self._same(self.indices[np.asarray(indices, dtype=np.int64)].tolist(), self.decoded)
 
     def at(self, sample_rate: int) -> Source:
-        """Return the same source with another sample rate in Hz.
-
-        Clips already decoded for this source are not reused.
-        """
+        """Return the same source with another sample rate in Hz; clips that are already decoded are not reused."""
         if sample_rate == self.sample_rate:
             return self
         full = self._same(self.indices.tolist(), None)
@@ -265,8 +255,6 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, s
     Raises:
         AudioError: if it cannot be decoded or contains no samples.
     """
-    from dymn.audio import reading
-
     limit = int(max_seconds * sample_rate)
     blocks: list[Floats] = []
     length = 0

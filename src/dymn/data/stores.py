@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -78,10 +78,7 @@ class Store(ABC):
 
 
 class FilePool(Generic[Handle]):
-    """The last `MAX_OPEN` open files, by path, separately for each process.
-
-    After a fork, or in a worker with a pickled copy, they are opened again.
-    """
+    """The last `MAX_OPEN` open files, by path; a forked process and a pickled copy open their own."""
 
     def __init__(self, opener: Callable[[Path], Handle]) -> None:
         self._opener = opener
@@ -162,7 +159,7 @@ class TarStore(Store):
         """Take the archives, and each clip's archive number, and the offset and size of its bytes, as [N, 3]."""
         self.paths, self.places, self.fingerprints = list(paths), places, fingerprints
         self.parts = places[:, 0] if streams else None
-        self._files = FilePool(open_binary)
+        self._files = FilePool(open_regular)
 
     def read(self, i: int) -> bytes:
         """Return the member's content."""
@@ -218,13 +215,13 @@ def tar_store(members: Sequence[Member]) -> TarStore:
     return TarStore(paths, places.reshape(-1, 3))
 
 
-def read_member(member: Member, files: FilePool[Any]) -> bytes:
+def read_member(member: Member, files: FilePool[BinaryIO]) -> bytes:
     """Return the content of a tar member."""
     if member.size > MAX_BYTES:
         raise DataError(f"A member of {member.path} has {member.size} bytes; at most {MAX_BYTES} are allowed.")
     file = files[member.path]
     file.seek(member.offset)
-    content: bytes = file.read(member.size)
+    content = file.read(member.size)
     if len(content) != member.size:
         raise DataError(
             f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; copy or download "
@@ -264,12 +261,7 @@ class Hdf5Store(Store):
 
 
 def open_hdf5(path: Path) -> Any:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        MissingExtraError: if h5py is not installed.
-        DataError: if the file cannot be read.
-    """
+    """Open an HDF5 file for reading; raise a DataError if it cannot be read."""
     with needing("Reading HDF5 datasets", "hdf5"):
         import h5py
     try:
@@ -280,18 +272,13 @@ def open_hdf5(path: Path) -> Any:
 
 @contextmanager
 def reading_hdf5(path: Path) -> Iterator[None]:
-    """Turn what h5py raises over a damaged file, which is of many kinds, into a `DataError`."""
+    """Turn the errors of h5py over a damaged file, which are of many types, into a `DataError`."""
     try:
         yield
     except DymnError:
         raise
     except Exception as error:
         raise DataError(f"{path} is damaged: {error}. Copy or download it again.") from error
-
-
-def open_binary(path: Path) -> Any:
-    """Open a file for reading bytes."""
-    return open_regular(path)
 
 
 def _size(path: Path) -> int:

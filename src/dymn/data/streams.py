@@ -54,10 +54,7 @@ class Streamed:
         return len(self.sampler)
 
     def order(self, epoch: int) -> Order:
-        """Return the positions of the clips to present in this epoch.
-
-        Each pass over the data is rearranged separately.
-        """
+        """Return the positions of the clips of this epoch; each pass over the data is rearranged separately."""
         rng = np.random.default_rng((self.seed, epoch, 0, LINE))
         order = self.sampler.order(epoch)
         passes = range(0, len(order), len(self.parts))

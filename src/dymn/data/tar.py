@@ -1,8 +1,8 @@
 """The positions of the files in a tar archive, in time and memory proportional to their number.
 
 The standard library's reader keeps every header for ever, copies the global ones for each file, reads a name of any
-length, and follows sizes backwards. This one knows the headers that shards are written with (ustar, GNU and pax,
-uncompressed), each with its bounds, and refuses the rest.
+length, and follows sizes backwards. This one reads the headers with which shards are written (ustar, GNU and pax,
+uncompressed), within bounds, and rejects all others.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tar_members(path: Path) -> dict[str, Member]:
 
 
 class _Header(NamedTuple):
-    """What a block says of what follows it."""
+    """The description of the file that follows a header block."""
 
     name: str
     size: int
@@ -50,7 +50,7 @@ class _Header(NamedTuple):
 
 
 class _Reader:
-    """An archive on its way from its first header to its last."""
+    """Reads an archive from its first header to its last."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
@@ -60,7 +60,7 @@ class _Reader:
     def members(self) -> dict[str, Member]:
         """Return the regular files."""
         found: dict[str, Member] = {}
-        records: dict[str, str] = {}  # what headers before say of the next file
+        records: dict[str, str] = {}  # of the next file, from headers before its own
         while (header := self.header()) is not None:
             if header.kind == b"L":
                 records["path"] = self.text(header, MAX_NAME).partition("\0")[0]
@@ -108,7 +108,7 @@ class _Reader:
         return self.file.read(header.size).decode("utf-8", "surrogateescape")
 
     def skip(self, size: int, name: str) -> int:
-        """Go on behind the bytes of a file, and return where they begin."""
+        """Move behind the bytes of a file, and return where they begin."""
         offset = self.at
         self.at += -(-size // BLOCK) * BLOCK
         if offset + size > self.end:
@@ -126,7 +126,7 @@ def _octal(field: bytes) -> int:
 
 
 def _size(field: bytes, name: str, path: Path) -> int:
-    """Return a size in octal digits, or, where it is larger than these can say, as binary number."""
+    """Return a size in octal digits, or, if it is too large for these, as a binary number."""
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1 if field[0] == 0xFF else _octal(field)
     if size < 0:
         raise DataError(f"{path} contains {name!r} without a size; create the archive again.")

@@ -37,9 +37,7 @@ TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (is_length, f"a number above 0 and at most {MAX_SECONDS:g}"),
     "whole": (lambda value: isinstance(value, bool), "true, false"),
 }
-"""What an index of shards, which may come from anywhere, says of its task: by name, what is allowed, as a test and in
-words.
-"""
+"""The properties of its task that an index of shards may contain, and what is allowed, as a test and in words."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ TASKS: dict[str, TaskSpec] = {
     "audioset": TaskSpec(read_audioset, 527, "bce", "mAP"),
     "audioset_hdf5": TaskSpec(read_audioset_hdf5, 527, "bce", "mAP"),
     "shards": TaskSpec(read_shards, None, "bce", "mAP"),
-    "packed": TaskSpec(read_packed, None, "bce", "mAP"),  # and what its index says, see task_of
+    "packed": TaskSpec(read_packed, None, "bce", "mAP"),  # changed by its index, see task_of
 }
 
 
@@ -98,7 +96,7 @@ def _check_kind(kind: str) -> None:
 
 
 def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
-    """Return the task of a kind of data, changed by what the data themselves say of it."""
+    """Return the task of a kind of data, changed by the facts that the data contain."""
     known = {name: facts[name] for name in TASK_FACTS if name in facts}
     for name, value in known.items():
         is_allowed, allowed = TASK_FACTS[name]
@@ -236,9 +234,7 @@ def _parts(source: Source, fold: int | None) -> list[str]:
 
 
 def _held_out(source: Source, candidates: list[int], share: float) -> set[int]:
-    """Return a share of the candidates of every class (the first class of a clip counts).
-
-    The clips whose names have the first digests are chosen.
+    """Return a share of the candidates of every class (the first class of a clip counts): those with the first digests.
 
     Every class keeps at least one clip; what rounding leaves over in one class is made up for in the next.
     """

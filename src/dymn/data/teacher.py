@@ -42,14 +42,14 @@ class TeacherTable:
     Attributes:
         path: of the file with the logits.
         keys: one name a row.
-        labels: names of the C classes; empty where a published table does not tell.
+        labels: names of the C classes; empty where a published table does not name them.
         fingerprints: of the encoded audio [N]; 0 where unknown.
         models: name and digest of every model that was averaged.
         source_digest: of the dataset that the table was made from; "" where unknown.
         settings: how clips were cut and padded.
         rows: of each key in the file; None where the keys are in the order of its rows.
         n_rows: of the file, where `rows` is given.
-        skipped: what the file holds that is not used, counted.
+        skipped: numbers of unused entries of the file, by kind.
     """
 
     path: Path
@@ -148,7 +148,7 @@ class TeacherTable:
         """Return the column of each of these classes [C], by their names; None where the columns are in this order.
 
         Raises:
-            DataError: if the table has other classes, or does not say which they are.
+            DataError: if the table has other classes, or does not name them.
         """
         if not self.labels:
             raise DataError(

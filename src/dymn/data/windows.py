@@ -15,8 +15,7 @@ from dymn.errors import AudioError, DataError
 from dymn.system.arrays import Floats
 
 WHOLE = 60.0
-"""Seconds per window where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut.
-"""
+"""Seconds per window where whole clips are evaluated (FSD50K: at most 30 s); longer ones are cut."""
 
 
 class Length(NamedTuple):
@@ -27,7 +26,7 @@ class Length(NamedTuple):
 
 
 class ClipWindow(NamedTuple):
-    """A window of a recording, with its annotation and the seconds of sound in it; or why there is none, or no more."""
+    """A window of a recording, with its annotation and its length in seconds; or why there is none, or no more."""
 
     clip: Clip | BadClip
     seconds: float = 0.0
@@ -67,19 +66,16 @@ Group = list[tuple[int, Clip, float, "Floats | None"]]
 
 def batches(
     share: Sequence[Draw],
-    heard: Callable[[Draw], Iterator[ClipWindow]],
+    windows_of: Callable[[Draw], Iterator[ClipWindow]],
     logits: Callable[[Draw], Floats | None],
     size: int,
 ) -> Iterator[Collated]:
-    """Yield the windows of some clips in batches of one length, of at most `size` windows.
-
-    They depend on these clips alone.
-    """
+    """Yield the windows of some clips in batches of one length, of at most `size` windows, from these clips alone."""
     waiting: dict[int, Group] = {}
     bad: list[BadClip] = []
     for draw in share:
         row = logits(draw)
-        for clip, seconds in heard(draw):
+        for clip, seconds in windows_of(draw):
             if isinstance(clip, BadClip):
                 bad.append(clip)
                 continue

@@ -21,7 +21,7 @@ from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.live.messages import Message
 from dymn.system.arrays import Floats
-from dymn.system.files import claim
+from dymn.system.files import claim, set_usual_mode
 
 KINDS = ("flac", "wav")
 MOST_SECONDS = 60.0
@@ -62,10 +62,7 @@ class ClipSettings:
 
 
 class ClipRecorder:
-    """Saves the audio of each sound. Only the last seconds are in memory; earlier audio has been written.
-
-    A complete file is named LABEL_SCORE_DATE_TIME, with the time of the start in UTC.
-    """
+    """Saves the audio of each sound as LABEL_SCORE_DATE_TIME (start in UTC); only the last seconds are in memory."""
 
     def __init__(self, settings: ClipSettings, sample_rate: int, note: Callable[[str], None]) -> None:
         """Prepare to save; `note` is called with messages for the user.
@@ -171,9 +168,7 @@ class ClipRecorder:
             clip.sound.close()
             clip.file.close()
             path = self._name(clip.message)
-            mask = os.umask(0)
-            os.umask(mask)
-            clip.part.chmod(0o666 & ~mask)
+            set_usual_mode(clip.part)
             clip.part.replace(path)
         except (OSError, RuntimeError, self._soundfile.SoundFileError) as error:
             clip.discard()

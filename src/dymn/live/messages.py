@@ -23,7 +23,7 @@ class Messages:
     """Makes messages of sounds and notices.
 
     Args:
-        source: the name of what is heard.
+        source: the name of the source.
         zero: returns the wall clock at second 0 of the sound. Each sound keeps the time of its start.
     """
 

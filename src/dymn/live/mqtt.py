@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.errors import ConfigError
 from dymn.live.clips import plain
 from dymn.live.delivery import Delivery, DeliveryError
 from dymn.live.lines import json_line
 from dymn.live.messages import Message
+from dymn.system.extras import needing
 
 PREFIX = "dymn"
 DISCOVERY = "homeassistant"
@@ -44,10 +45,8 @@ class Mqtt(Delivery):
             MissingExtraError: if paho-mqtt is not installed.
         """
         self._address = _Address.parse(url)
-        try:
+        with needing("Publishing over MQTT", "mqtt"):
             import paho.mqtt.client
-        except ImportError as error:
-            raise MissingExtraError("Publishing over MQTT", "mqtt") from error
         self._paho = paho.mqtt
         self._lock = threading.Lock()
         self._slugs: dict[str, str] = {}  # by label

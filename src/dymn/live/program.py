@@ -67,7 +67,7 @@ class ProgramRunner(Delivery):
         """Return the words of the command for a message; fields that it does not have are empty.
 
         Raises:
-            DeliveryError: if a field would make an argument an option, or holds what no argument can.
+            DeliveryError: if a field would turn an argument into an option, or contains a NUL character.
         """
         words = [_FIELD.sub(lambda found: str(message.get(found[1], "")), word) for word in self._words]
         for word, template in zip(words, self._words, strict=True):
@@ -76,11 +76,7 @@ class ProgramRunner(Delivery):
         return words
 
     def deliver(self, message: Message) -> None:
-        """Run the command and wait for it.
-
-        Raises:
-            DeliveryError: if it cannot be started, fails, or takes too long; it is killed then.
-        """
+        """Run the command and wait for it; one that takes too long is killed, and counts as failed."""
         try:
             subprocess.run(
                 self.words(message), input=json_line(message).encode(errors="backslashreplace"), stdout=2, check=True,

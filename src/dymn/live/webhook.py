@@ -56,11 +56,7 @@ class Webhook(Delivery):
         return True
 
     def deliver(self, message: Message) -> None:
-        """Post a message, up to three times if the server cannot be reached or is busy.
-
-        Raises:
-            DeliveryError: if no try succeeded.
-        """
+        """Post a message, up to three times if the server cannot be reached or is busy."""
         body, wait = json_line(message).encode(errors="backslashreplace"), self._first_wait
         for attempt in range(TRIES):
             try:

@@ -1,6 +1,4 @@
-"""Compiled code for the CPU.
-
-This module finds the library that was compiled from the C files in this folder when dymn was built (`hatch_build.py`).
+"""Compiled code for the CPU: the libraries that were built from the C files in this folder (`hatch_build.py`).
 
 There is one build for each set of vector instructions. If no build is available for a CPU, other backends are used.
 """
@@ -19,16 +17,13 @@ LAYOUT = 6  # raised with every change of the structures that C and Python share
 
 
 def within_bounds(n_threads: int) -> int:
-    """Return how many threads the compiled code starts when asked for `n_threads`, which it takes as 32 bits."""
+    """Return the number of threads that the compiled code starts for `n_threads`, which it takes as 32 bits."""
     return max(1, min(n_threads, MOST_THREADS))
 
 
 @functools.cache
 def libraries() -> dict[str, ctypes.CDLL]:
-    """Return the builds of the compiled code that run on this CPU, by name, the fastest first.
-
-    There are none where it is switched off.
-    """
+    """Return the builds that run on this CPU, by name, the fastest first; none if `SWITCH` is 0."""
     found: dict[str, ctypes.CDLL] = {}
     if os.environ.get(SWITCH) == "0":
         return found
@@ -44,6 +39,15 @@ def libraries() -> dict[str, ctypes.CDLL]:
                 continue
             found[name] = build
     return found
+
+
+def structure(
+    pointers: tuple[str, ...], integers: tuple[str, ...], floats: tuple[str, ...] = ()
+) -> type[ctypes.Structure]:
+    """Return the class of a C structure of pointers, then integers, then numbers in single precision."""
+    kinds = ((ctypes.c_void_p, pointers), (ctypes.c_int32, integers), (ctypes.c_float, floats))
+    fields = [(name, kind) for kind, names in kinds for name in names]
+    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 
 def library() -> ctypes.CDLL | None:

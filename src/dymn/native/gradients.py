@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dymn.native.ops import call, is_compiled, is_plain, structure
+from dymn.native import structure
+from dymn.native.ops import call, is_compiled, is_plain
 
 _CONVOLUTION = structure(
     ("x", "weight", "gradient", "out", "dx", "dweight", "memory"),
@@ -93,13 +94,8 @@ def _convolve(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
 
 def _filter(x: Tensor, kernel: Tensor, stride: int, **results: Tensor | None) -> None:
     n_clips, n_channels, n_bands, n_frames = x.shape
-    sizes = {
-        "maps": n_clips * n_channels,
-        "n_bands": n_bands,
-        "n_frames": n_frames,
-        "kernel_size": kernel.shape[-1],
-        "stride": stride,
-    }
+    sizes = {"maps": n_clips * n_channels, "n_bands": n_bands, "n_frames": n_frames}
+    sizes |= {"kernel_size": kernel.shape[-1], "stride": stride}
     given = {"x": x.contiguous(), "weight": kernel.contiguous()}
     call("dymn_depthwise", _CONVOLUTION, {**given, **results, **sizes}, memory="dymn_depthwise_memory")
 

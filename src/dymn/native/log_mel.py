@@ -3,62 +3,40 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 
-from dymn.audio.mel import (
-    LOG_SCALE,
-    LOG_SHIFT,
-    PREEMPHASIS,
-    SHORTEST,
-    Constants,
-    constants,
-    is_compilable,
-    log_offset,
-    lowest,
-)
+from dymn.audio import mel
+from dymn.audio.mel import LOG_SCALE, LOG_SHIFT, Constants, is_compilable
 from dymn.config import FrontEndConfig, check
-from dymn.native import library, within_bounds
+from dymn.native import library, structure, within_bounds
 from dymn.system.arrays import Floats
 
-_POINTERS = ("frames", "window", "twiddles", "basis", "ranges", "out", "memory")
-_INTEGERS = ("clips", "clip_stride", "n_frames", "frame_stride", "n_fft", "n_mels")
-_FLOATS = ("offset", "shift", "scale")
-
-
-class Spectrogram(ctypes.Structure):
-    """What the compiled code is given: frames in memory, the transform's constants, and where results go."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int32) for name in _INTEGERS),
-        *((name, ctypes.c_float) for name in _FLOATS),
-    ]
+Spectrogram = structure(
+    ("frames", "window", "twiddles", "basis", "ranges", "out", "memory"),
+    ("clips", "clip_stride", "n_frames", "frame_stride", "n_fft", "n_mels"),
+    ("offset", "shift", "scale"),
+)
 
 
 class ArrayLogMel:
-    """The front end for arrays of samples, computed by NumPy.
-
-    It is used where there is no compiled code, or none for this length of transform.
-    """
+    """The front end for arrays of samples in NumPy, for use without compiled code for this CPU and transform length."""
 
     def __init__(self, config: FrontEndConfig) -> None:
         self.config = config
-        self._constants = constants(config)
-        self._offset, self._lowest = log_offset(config), lowest(config)
+        self._constants = mel.constants(config)
+        self._offset, self._lowest = mel.log_offset(config), mel.lowest(config)
 
     def __call__(self, samples: Floats, n_threads: int = 1) -> Floats:
         """Return the log-mel spectrogram [1, n_mels, frames] of samples [N] at `config.sample_rate`."""
         return self.columns(self.frames(samples), n_threads)[None]
 
     def frames(self, samples: Floats) -> Floats:
-        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft].
-
-        The result is a view in which overlapping frames share their samples.
-        """
+        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft], as a view of shared samples."""
         c = self.config
         samples = np.pad(samples, (0, max(0, c.n_fft // 2 + 2 - len(samples))))
-        emphasised = (samples[1:] - np.float64(np.float32(PREEMPHASIS)) * samples[:-1]).astype(np.float32)
+        emphasised = (samples[1:] - np.float64(np.float32(mel.PREEMPHASIS)) * samples[:-1]).astype(np.float32)
         reflected = np.pad(emphasised, c.n_fft // 2, mode="reflect")
         return np.lib.stride_tricks.sliding_window_view(reflected, c.n_fft)[:: c.hop_length]
 
@@ -66,12 +44,8 @@ class ArrayLogMel:
         """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
         spectrum = np.fft.rfft(frames * self._constants.window).astype(np.complex64)
         power = spectrum.real**2 + spectrum.imag**2
-        mel = self._constants.basis @ power.T
-        return self._floored(
-            np.asarray(
-                (np.log(mel + np.float32(self._offset)) + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32
-            )
-        )
+        logarithm = np.log(self._constants.basis @ power.T + np.float32(self._offset))
+        return self._floored(np.asarray((logarithm + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32))
 
     def _floored(self, values: Floats) -> Floats:
         """Raise values to that of the floor, in place; the logarithm of a maximum is the maximum of logarithms."""
@@ -79,10 +53,7 @@ class ArrayLogMel:
 
 
 class CompiledLogMel(ArrayLogMel):
-    """The front end of `dymn.LogMel` for arrays in compiled code.
-
-    Its results are the same except for the rounding of the pre-emphasis.
-    """
+    """The front end of `dymn.LogMel` for arrays in compiled code, equal except for the rounding of the pre-emphasis."""
 
     def __init__(self, config: FrontEndConfig) -> None:
         """Prepare the constants.
@@ -95,7 +66,7 @@ class CompiledLogMel(ArrayLogMel):
         check(self._library is not None, "There is no compiled code for this CPU. Use ArrayLogMel or dymn.LogMel.")
         check(
             is_compilable(config),
-            f"n_fft is {config.n_fft}; compiled code supports powers of two from {SHORTEST}.",
+            f"n_fft is {config.n_fft}; compiled code supports powers of two from {mel.SHORTEST}.",
         )
 
     def columns(self, frames: Floats, n_threads: int = 1) -> Floats:
@@ -103,7 +74,7 @@ class CompiledLogMel(ArrayLogMel):
         c = self.config
         frames = frames if frames.strides[1] == frames.itemsize else np.ascontiguousarray(frames)
         out = np.empty((c.n_mels, len(frames)), np.float32)
-        arguments = Spectrogram(
+        arguments: Any = Spectrogram(
             frames=frames.ctypes.data,
             out=out.ctypes.data,
             clips=1,

@@ -23,24 +23,13 @@ SEQUENCES = ("none", "tf", "gru", "hybrid")
 """The sequence models that follow frame-wise networks, which `dymn.runtime.framewise` computes."""
 MOST_PLACES = 2**29  # of a spectrogram: twelve hours of 128 bands; the compiled code counts them in 32 bits
 _POINTERS = ("context", "coefficient", "expand", "depthwise", "project", "frequency", "time", "squeeze", "excite")
-_NUMBERS = (
-    "c_in",
-    "c_exp",
-    "c_out",
-    "kernel_size",
-    "stride",
-    "time_stride",
-    "activation",
-    "context_size",
-    "n_expand",
-    "n_depthwise",
-    "n_project",
-)
+_SIZES = ("c_in", "c_exp", "c_out", "kernel_size", "stride", "time_stride", "activation", "context_size")
+_COUNTS = ("n_expand", "n_depthwise", "n_project")
 _FLAGS = ("dynamic_relu", "coordinate_attention", "squeeze_size", "has_residual")
 
 
 class _Block(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in (*_NUMBERS, *_FLAGS)] + [
+    _fields_ = [(name, ctypes.c_int32) for name in (*_SIZES, *_COUNTS, *_FLAGS)] + [
         (f"{name}_{kind}", ctypes.c_void_p) for name in _POINTERS for kind in ("weight", "bias")
     ]
 
@@ -171,8 +160,8 @@ class CompiledNetwork:
             build: a key of `dymn.native.libraries`; None is the fastest.
 
         Raises:
-            ConfigError: if there is no such build, it does not know the network, or an array is missing or of another
-                size.
+            ConfigError: if there is no such build, it does not support the network, or an array is missing or has
+                another size.
         """
         builds = libraries()
         name = build or next(iter(builds), "")

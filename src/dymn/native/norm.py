@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dymn.native import structure
 from dymn.native.gradients import Gradients, through_equation
-from dymn.native.ops import call, is_compiled, structure
+from dymn.native.ops import call, is_compiled
 
 _NORM = structure(
     ("x", "gradient", "weight", "bias", "out", "dx", "mean", "variance", "dweight", "dbias"),

@@ -32,21 +32,12 @@ def is_compiled(*tensors: Tensor) -> bool:
     )
 
 
-def structure(
-    pointers: tuple[str, ...], integers: tuple[str, ...], floats: tuple[str, ...] = ()
-) -> type[ctypes.Structure]:
-    """Return the class of a C structure of pointers, then integers, then numbers in single precision."""
-    kinds = ((ctypes.c_void_p, pointers), (ctypes.c_int32, integers), (ctypes.c_float, floats))
-    fields = [(name, kind) for kind, names in kinds for name in names]
-    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
-
-
 def call(
     function: str, kind: type[ctypes.Structure], values: Mapping[str, Tensor | float | None], memory: str = ""
 ) -> None:
-    """Call a function of the compiled code with a structure of tensors, None where nothing is wanted, and numbers.
+    """Call a function of the compiled code with a structure of tensors (None for unused ones) and numbers.
 
-    `memory` names the function that tells how many floats of memory the call needs, if it needs any.
+    `memory` names the function that returns how many floats of memory the call needs, if it needs any.
     """
     build: Any = library()
     fields = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in values.items()}

@@ -1,7 +1,4 @@
-"""From a recording and a request to tags and an embedding.
-
-The recording is decoded once and its windows computed once.
-"""
+"""Tags and an embedding of a recording, which is decoded once, and whose windows are computed once."""
 
 from __future__ import annotations
 
@@ -20,10 +17,7 @@ from dymn.system.arrays import Floats
 
 
 class LayeredBackend(Backend):
-    """A backend whose embeddings are those of chosen layers.
-
-    PyTorch's network computes the layers in addition to the backend's own, so a batch runs twice.
-    """
+    """A backend whose embeddings are those of some layers, which PyTorch's network computes in a second pass."""
 
     def __init__(self, backend: Backend, layers: tuple[str, ...]) -> None:
         """Choose the layers.

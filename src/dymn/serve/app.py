@@ -143,7 +143,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
 
 
 async def _check_query(request: Request) -> None:
-    """Reject parameters that a route does not have, which a program would take for followed."""
+    """Reject unknown parameters, which a program would otherwise believe to be applied."""
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     for name in request.query_params:
         if name not in known:
@@ -153,7 +153,7 @@ async def _check_query(request: Request) -> None:
 
 
 async def _while_wanted(request: Request, service: Service, upload: Any, question: Question) -> dict[str, Any]:
-    """Work on an answer as long as the one who asked is there."""
+    """Compute a response while the client is connected."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -176,13 +176,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["models"], dependencies=[Depends(_check_query)], responses={422: _REFUSALS[422]})
     async def models() -> dict[str, Any]:
         """List the models that are served, and the limits."""
-        s = service.settings
-        limits = {
-            "max_bytes": s.max_bytes,
-            "max_seconds": s.max_seconds,
-            "max_window": s.max_window,
-            "timeout": s.timeout,
-        }
+        names = ("max_bytes", "max_seconds", "max_window", "timeout")
+        limits = {name: getattr(service.settings, name) for name in names}
         return {"version": __version__, "models": service.models, "limits": limits}
 
     @app.get("/health", tags=["state"])
@@ -231,12 +226,8 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first.get("loc", ())[1:])
-        return await answer(
-            request,
-            Refusal(
-                400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json lists what is allowed."
-            ),
-        )
+        message = f"{where}: {first.get('msg', 'not allowed')}. /openapi.json lists what is allowed."
+        return await answer(request, Refusal(400, "setting", message))
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -244,12 +235,8 @@ def _add_errors(app: FastAPI) -> None:
         named = f"/v1{request.url.path}"
         if error.status_code == 404 and named in {getattr(route, "path", "") for route in app.routes}:
             known[404] = f"There is no such endpoint; did you mean {named}?"
-        return await answer(
-            request,
-            Refusal(
-                error.status_code, "http", f"{known.get(error.status_code, error.detail)} /openapi.json lists all."
-            ),
-        )
+        message = f"{known.get(error.status_code, error.detail)} /openapi.json lists all."
+        return await answer(request, Refusal(error.status_code, "http", message))
 
     async def gone(request: Request, error: Exception) -> JSONResponse:
         return await answer(request, Refusal(499, "gone", "The client disconnected."))

@@ -32,7 +32,7 @@ _TYPES = {
 
 
 class Asset(NamedTuple):
-    """A file, what it is, a text that changes with it, and whether it is compressed with gzip."""
+    """A file, its media type, its entity tag, and whether it is compressed with gzip."""
 
     path: Path
     type: str
@@ -53,12 +53,12 @@ def find_assets(folder: Path = FOLDER) -> dict[str, Asset]:
 
 
 def runs_in_browser(assets: dict[str, Asset]) -> bool:
-    """Whether `make page` has been there."""
+    """Whether the page has the files of `make page`, with which it runs a network."""
     return all(f"{VENDOR}/{name}" in assets for name in NEEDED)
 
 
 def response(asset: Asset, request: Request) -> Response:
-    """Return a file, or the word that the browser has it already."""
+    """Return a file, or status 304 if the browser has it already."""
     headers = {"ETag": asset.tag, "Cache-Control": "no-cache"}
     if asset.compressed:
         headers["Vary"] = "Accept-Encoding"

@@ -25,18 +25,18 @@ Compute: TypeAlias = Callable[[Floats], BackendOutput]
 
 
 class Deadline:
-    """The time by which a request must be done, or that nobody waits for it any more."""
+    """The time by which a request must be complete, or that nobody waits for it any more."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._end = monotonic() + seconds
 
     def restart(self) -> None:
-        """Give the same time again, from now on."""
+        """Start the same time again."""
         self._end = monotonic() + self._seconds
 
     def cancel(self) -> None:
-        """Say that nobody waits any more."""
+        """Record that nobody waits any more."""
         self._end = 0.0
 
     @property
@@ -45,23 +45,15 @@ class Deadline:
         return max(0.0, self._end - monotonic())
 
     def check(self) -> None:
-        """Do nothing while there is time.
-
-        Raises:
-            Refusal: if there is none left.
-        """
+        """Raise a Refusal if no time is left."""
         if not self.left:
-            raise Refusal(
-                503,
-                "timeout",
-                f"The response took more than {self._seconds:g} s. Send a shorter recording, or try again later.",
-                1,
-            )
+            message = f"The response took more than {self._seconds:g} s. Send a shorter recording, or try again later."
+            raise Refusal(503, "timeout", message, 1)
 
 
 @dataclass(eq=False)
 class _Call:
-    """Rows that one thread brought: those that nobody has computed yet are `next` and later."""
+    """Rows of one thread; those from `next` on have not been computed."""
 
     compute: Compute
     rows: Floats
@@ -142,7 +134,7 @@ class Batcher:
                 for (call, i), *result in zip(batch, *results, strict=True):
                     call.results[i] = result
                     call.left -= 1
-            except BaseException as error:  # whatever it is, those who wait must hear of it
+            except BaseException as error:  # raised in the waiting threads
                 for call in calls:
                     call.error = error
             for call in calls:
@@ -180,10 +172,7 @@ class Batcher:
 
 
 class BatchedBackend(Backend):
-    """A model as one request sees it.
-
-    Spectrograms are computed in the request's own thread, the network in the one shared by all.
-    """
+    """A model for one request: spectrograms are computed in its thread, the network in the thread shared by all."""
 
     def __init__(self, backend: Backend, batcher: Batcher, deadline: Deadline, max_windows: float = math.inf) -> None:
         """Let a request use `backend` until its deadline, for at most `max_windows` windows."""
@@ -200,11 +189,7 @@ class BatchedBackend(Backend):
         return self._backend.waveform_features(waveforms)
 
     def run(self, features: npt.NDArray[np.float32]) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
-
-        Raises:
-            Refusal: if there is no time left.
-        """
+        """Return probabilities [B, C] and embeddings [B, D] of `features`; raise a Refusal if no time is left."""
         return self._batcher(self._backend.run, features, self._deadline)
 
     def _counted(self, windows: Iterable[Filled]) -> Iterator[Filled]:
@@ -212,9 +197,6 @@ class BatchedBackend(Backend):
             self._deadline.check()
             self._windows += 1
             if self._windows > self._max_windows:
-                raise Refusal(
-                    413,
-                    "too_many_windows",
-                    f"The recording has more than {self._max_windows} windows. Use a longer hop.",
-                )
+                message = f"The recording has more than {self._max_windows} windows. Use a longer hop."
+                raise Refusal(413, "too_many_windows", message)
             yield window

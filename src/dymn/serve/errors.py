@@ -1,14 +1,15 @@
-"""The responses to requests that are rejected or fail.
-
-A response has a status, a code for programs, and a message with the remedy.
-"""
+"""Responses to requests that are rejected or fail: a status, a code for programs, and a message with the remedy."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from dymn.audio.decoder import MissingDecoderError
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError, resource_error
+
+T = TypeVar("T")
 
 
 class Refusal(DymnError):
@@ -17,7 +18,7 @@ class Refusal(DymnError):
     Attributes:
         status: of HTTP.
         code: one word or two for programs, such as "queue_full".
-        retry_after: after how many seconds it is worth to ask again, if it is.
+        retry_after: after how many seconds it is worth trying again, if it is.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
@@ -43,18 +44,24 @@ _KINDS: tuple[tuple[type[DymnError], int, str], ...] = (
 )
 
 
+async def within(seconds: float, work: Awaitable[T], message: str) -> T:
+    """Return the result of work, or raise a Refusal with a message if it takes longer than so many seconds."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise Refusal(408, "slow", message) from error
+
+
 def refusal(error: Exception) -> Refusal:
     """Return an error as a refusal; any unexpected error is an internal error without details."""
     if isinstance(error, Refusal):
         return error
     if resource_error(error) is not None:
-        return Refusal(
-            503,
-            "memory",
-            "The server does not have enough memory for this request. Send a shorter recording, use "
-            "a shorter window, or try again later.",
-            5,
+        message = (
+            "The server does not have enough memory for this request. Send a shorter recording, use a shorter window, "
+            "or try again later."
         )
+        return Refusal(503, "memory", message, 5)
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Refusal(status, code, str(error))

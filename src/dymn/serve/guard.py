@@ -1,7 +1,4 @@
-"""The first and the last step of every request.
-
-The guard checks host names, origins and the token, and sets headers for browsers.
-"""
+"""The first and the last step of every request: checks of host, origin and token, and headers for browsers."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")
-"""Paths that need no token, in addition to the page's files: they reveal nothing about recordings."""
+"""Paths that need no token, like the page's files: they reveal nothing about recordings."""
 PAGE = "/page/"
 READ_ON_SECONDS = 1.0
 
@@ -93,18 +90,12 @@ class Guard:
         name = host_name(host)
         if allowed and name not in allowed and not (self._settings.allow_addresses and is_address(name)):
             names = " or ".join((*allowed, *(("its IP address",) if self._settings.allow_addresses else ())))
-            return Refusal(
-                421,
-                "host",
-                f"This server accepts only the names {names}. To allow another one, start it with --allow-host NAME.",
-            )
+            remedy = "To allow another one, start it with --allow-host NAME."
+            return Refusal(421, "host", f"This server accepts only the names {names}. {remedy}")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return Refusal(
-                403,
-                "origin",
-                "Pages of other sites may not use this server. Open its own page, or call it from a program.",
-            )
+            message = "Pages of other sites may not use this server. Open its own page, or call it from a program."
+            return Refusal(403, "origin", message)
         path = scope["path"]
         if scope["type"] == "websocket" or path in OPEN or path.startswith(PAGE):
             return None  # a live connection shows its token in its first message: browsers cannot send it as a header
@@ -123,7 +114,7 @@ class _Body:
 
     def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive = receive
-        self._is_announced = "expect" in headers  # then the client waits for a word before it sends
+        self._is_announced = "expect" in headers  # the client waits for permission before it sends
         self.is_over = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
 
     async def receive(self) -> Message:

@@ -16,7 +16,7 @@ from dymn.errors import ConfigError
 from dymn.inference.selection import TagSettings, WindowTags
 from dymn.inference.stream import Stream
 from dymn.serve.batching import Deadline
-from dymn.serve.errors import Refusal, refusal
+from dymn.serve.errors import Refusal, refusal, within
 from dymn.serve.guard import is_token
 from dymn.serve.service import Question, Service
 
@@ -43,24 +43,21 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
     deadline = Deadline(service.settings.timeout)
     seconds = service.settings.receive_timeout
     try:
-        asked = _settings(service, await service.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
+        greeting = _settings(service, await service.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
         async with service.connected() as threads:
             loop = asyncio.get_running_loop()
-            listener = _begin(service, asked, deadline)
+            listener = _begin(service, greeting, deadline)
             await _send(socket, {"ready": True}, seconds)
             done = False
             while not done:
                 message = await _receive(socket, seconds)
                 done = message == _END
                 deadline.restart()
-                for window in await loop.run_in_executor(threads, listener.hear, None if done else message):
+                for window in await loop.run_in_executor(threads, listener.feed, None if done else message):
                     await _send(socket, _window(window), seconds)
                 if listener.stream.seconds > service.settings.live_seconds:
-                    raise Refusal(
-                        413,
-                        "too_long",
-                        f"A connection ends after {service.settings.live_seconds:g} s of audio. Open another one.",
-                    )
+                    limit = service.settings.live_seconds
+                    raise Refusal(413, "too_long", f"A connection ends after {limit:g} s of audio. Open another one.")
             await _send(socket, {"done": True, "seconds": round(listener.stream.seconds, 6)}, seconds)
         await asyncio.wait_for(socket.close(_NORMAL), seconds)
     except WebSocketDisconnect:
@@ -78,21 +75,12 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
 
 
 async def _send(socket: WebSocket, value: dict[str, Any], seconds: float) -> None:
-    try:
-        await asyncio.wait_for(socket.send_json(value), seconds)
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(408, "slow", f"A response was not read within {seconds:g} s.") from error
+    await within(seconds, socket.send_json(value), f"A response was not read within {seconds:g} s.")
 
 
 async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
-    try:
-        message = await asyncio.wait_for(socket.receive(), seconds)
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(
-            408,
-            "slow",
-            f"Nothing arrived for {seconds:g} s. Send audio continuously, including silence, or close the connection.",
-        ) from error
+    late = f"Nothing arrived for {seconds:g} s. Send audio continuously, including silence, or close the connection."
+    message = await within(seconds, socket.receive(), late)
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", _NORMAL))
     text, data = message.get("text"), message.get("bytes")
@@ -100,12 +88,12 @@ async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
 
 
 class _Listener:
-    """What is known of a connection."""
+    """The stream and the PCM reader of a connection."""
 
     def __init__(self, stream: Stream, reader: PcmReader, sample_rate: int) -> None:
         self.stream, self._reader, self._sample_rate = stream, reader, sample_rate
 
-    def hear(self, message: str | bytes | None) -> list[WindowTags]:
+    def feed(self, message: str | bytes | None) -> list[WindowTags]:
         """Return the windows that are complete with a message, or with the end (None)."""
         if message is None:
             return self.stream.finish()
@@ -122,42 +110,42 @@ class _Listener:
         return self.stream.feed(samples)
 
 
-class _Asked(NamedTuple):
-    """The first message of a connection: what the sound is like, and the settings of its tags."""
+class _Greeting(NamedTuple):
+    """The first message of a connection: the format of its audio, and the settings of its tags."""
 
     own: dict[str, Any]
     settings: dict[str, Any]
 
 
-def _settings(service: Service, message: str | bytes) -> _Asked:
-    """Return the first message of a connection, once its token is seen to be right."""
+def _settings(service: Service, message: str | bytes) -> _Greeting:
+    """Return the first message of a connection, after a check of its token."""
     try:
-        asked = json.loads(message)
+        greeting = json.loads(message)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"The first message must be JSON with the settings, but it is not valid: {error}.") from error
     check(
-        isinstance(asked, dict),
+        isinstance(greeting, dict),
         'The first message must be a JSON object with the settings, such as {"sample_rate": 48000}.',
     )
-    own: dict[str, Any] = {name: asked.pop(name, default) for name, default in _OWN.items()}
+    own: dict[str, Any] = {name: greeting.pop(name, default) for name, default in _OWN.items()}
     for name, default in _OWN.items():
         kind = "text" if isinstance(default, str) else "whole number"
         check(type(own[name]) is type(default), f"{name} is {shown(own[name])}; it must be a {kind}.")
     if not is_token(own["token"], service.settings.token):
         raise Refusal(401, "token", "This server requires a token. Send it as `token` in the first message.")
-    return _Asked(own, asked)
+    return _Greeting(own, greeting)
 
 
-def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
-    """Return what the first message of a connection asks for."""
-    own = asked.own
+def _begin(service: Service, greeting: _Greeting, deadline: Deadline) -> _Listener:
+    """Return the listener that the first message of a connection describes."""
+    own = greeting.own
     for name in ("labels", "exclude"):
-        patterns = asked.settings.get(name, [])
+        patterns = greeting.settings.get(name, [])
         check(
             isinstance(patterns, list) and all(isinstance(p, str) for p in patterns),
             f"{name} must be a list of strings.",
         )
-    settings = from_dict(TagSettings, {"top_k": 10, **asked.settings})
+    settings = from_dict(TagSettings, {"top_k": 10, **greeting.settings})
     service.check(Question(own["model"], settings))
     backend = service.live_backend(own["model"], deadline, settings.threshold)
     reader = PcmReader(own["format"], own["channels"])

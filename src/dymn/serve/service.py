@@ -52,12 +52,12 @@ MAX_LAYERED = 8
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a recording.
+    """The parameters of a request.
 
     Attributes:
         model: by name; the first one if empty.
-        settings: what to tag and how.
-        timeline: whether to tell the tags of each window, too.
+        settings: of tagging.
+        timeline: whether to return the tags of each window, too.
         layers: of the embedding, as in `dymn embed --layer`; none if empty.
     """
 
@@ -71,7 +71,7 @@ class Service:
     """Models, the threads that use them, and the queue before those.
 
     Attributes:
-        metrics: what is counted.
+        metrics: the counters.
         settings: the limits.
         ready: whether requests are answered.
     """
@@ -114,7 +114,7 @@ class Service:
         ]
 
     def start(self) -> None:
-        """Start the threads and run each model once, so that the first request does not wait for what is done once."""
+        """Start the threads and run each model once, so that the first request does not wait for initialisation."""
         first = next(iter(self._backends.values()))
         barrier = threading.Barrier(self.settings.workers + 1)
 
@@ -141,12 +141,10 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[Arrival]:
-        """Let a request in, from its first byte to its answer.
-
-        Where all places are taken, the slowest body loses its own.
+        """Admit a request, from its first byte to its response; if all places are taken, a slow body loses its own.
 
         Raises:
-            Refusal: if too many are in.
+            Refusal: if too many requests are in progress.
         """
         room = self.settings.workers + self.settings.queue
         if len(self._accepted) >= room and (slow := [arrival for arrival in self._accepted if arrival.is_slow]):
@@ -155,12 +153,8 @@ class Service:
             self._accepted.discard(slowest)
         if len(self._accepted) >= room:
             wait = min(60, math.ceil(self._usual_seconds * room / self.settings.workers))
-            raise Refusal(
-                503,
-                "queue_full",
-                f"{room} requests are in progress, and the queue is full. Try again in {wait} s.",
-                wait,
-            )
+            message = f"{room} requests are in progress, and the queue is full. Try again in {wait} s."
+            raise Refusal(503, "queue_full", message, wait)
         arrival = Arrival()
         self._accepted.add(arrival)
         self.metrics.accepted.set(len(self._accepted))
@@ -171,11 +165,7 @@ class Service:
             self.metrics.accepted.set(len(self._accepted))
 
     async def answer(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
-        """Return what is asked about a recording, as JSON types. When this is cancelled, so is the work.
-
-        Raises:
-            Refusal: if there is no answer.
-        """
+        """Return the response about a recording, as JSON types, or raise a Refusal. Cancelling it cancels the work."""
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._workers, self._answer, upload, question, deadline)
         try:
@@ -224,13 +214,8 @@ class Service:
         card = backend.card
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
         parameters |= card.provenance.get("labels", {})
-        origin = Origin(
-            __version__,
-            card.name or question.model,
-            str(card.provenance.get("sha256", "")),
-            parameters,
-            question.timeline,
-        )
+        digest = str(card.provenance.get("sha256", ""))
+        origin = Origin(__version__, card.name or question.model, digest, parameters, question.timeline)
         answer: dict[str, Any] = json.loads("".join(json_lines([recording], TAGS, origin)))
         if layers:
             answer["embedding"] = {"layers": list(layers), "vector": [float(f"{value:.7g}") for value in vector]}
@@ -251,9 +236,7 @@ class Service:
     def backend(self, name: str, threshold: ThresholdOrName = 0.0) -> Backend:
         """Return a model by its name, the default one for "", with scores of groups that fit a threshold.
 
-        Raises:
-            Refusal: if it is not served.
-            ConfigError: if it has no such thresholds.
+        Raises a Refusal if it is not served, and a ConfigError if it has no such thresholds.
         """
         name = name or next(iter(self._backends))
         if name not in self._backends:
@@ -262,7 +245,7 @@ class Service:
         return found.at(threshold) if isinstance(found, Relabelled) else found
 
     def check(self, question: Question) -> None:
-        """Refuse, before anything is received, what would be refused afterwards.
+        """Reject, before anything is received, what would be rejected afterwards.
 
         Raises:
             Refusal: if the model is not served, the windows are too long, or the patterns too many.
@@ -271,11 +254,8 @@ class Service:
         for name in ("labels", "exclude"):  # each pattern is compared with each label
             letters = sum(len(pattern) + 1 for pattern in getattr(question.settings, name))
             if letters > MAX_PATTERNS:
-                raise Refusal(
-                    400,
-                    "setting",
-                    f"The patterns in {name} have {letters} characters; this server allows at most {MAX_PATTERNS}.",
-                )
+                allowed = f"this server allows at most {MAX_PATTERNS}"
+                raise Refusal(400, "setting", f"The patterns in {name} have {letters} characters; {allowed}.")
         Selection(self.backend(question.model, question.settings.threshold).card, question.settings)
         if question.layers:
             self._layered(question.model, parse_layers(question.layers))
@@ -286,8 +266,8 @@ class Service:
                 )
 
     def _check_length(self, upload: Upload) -> None:
-        """Reject a recording whose header says that it is too long, before it is decoded."""
-        with suppress(AudioError):  # decoding tells what is wrong
+        """Reject a recording that is too long according to its header, before it is decoded."""
+        with suppress(AudioError):  # decoding raises it again
             seconds = reading.probe(upload).seconds
             self._check_seconds(seconds or 0.0)
         upload.seek(0)
@@ -299,11 +279,7 @@ class Service:
             )
 
     async def greeting(self, message: Coroutine[Any, Any, T]) -> T:
-        """Return the first message of a live connection, which has no place until then.
-
-        Raises:
-            Refusal: if it does not come, and others wait.
-        """
+        """Return the first message of a live connection; raise a Refusal if it does not arrive and others wait."""
         waiting = asyncio.ensure_future(message)
         self._greeting[waiting] = None
         if len(self._greeting) > MAX_GREETING:
@@ -313,12 +289,8 @@ class Service:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if waiting.cancelled() and not (task is not None and getattr(task, "cancelling", int)()):
-                raise Refusal(
-                    503,
-                    "live_full",
-                    "Too many connections are waiting. Send the settings immediately after connecting.",
-                    5,
-                ) from None
+                remedy = "Send the settings immediately after connecting."
+                raise Refusal(503, "live_full", f"Too many connections are waiting. {remedy}", 5) from None
             raise
         finally:
             waiting.cancel()
@@ -326,18 +298,10 @@ class Service:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[ThreadPoolExecutor]:
-        """Let a live connection in, and lend it threads.
-
-        Raises:
-            Refusal: if there are too many.
-        """
+        """Admit a live connection, and yield the threads for it; raise a Refusal if there are too many."""
         if self._connected >= self.settings.live:
-            raise Refusal(
-                503,
-                "live_full",
-                f"The maximum number of live connections ({self.settings.live}) is reached. Try again later.",
-                10,
-            )
+            message = f"The maximum number of live connections ({self.settings.live}) is reached. Try again later."
+            raise Refusal(503, "live_full", message, 10)
         self._connected += 1
         self.metrics.live.set(self._connected)
         try:
@@ -347,5 +311,5 @@ class Service:
             self.metrics.live.set(self._connected)
 
     def live_backend(self, model: str, deadline: Deadline, threshold: ThresholdOrName = 0.0) -> Backend:
-        """Return a model as a live connection sees it."""
+        """Return a model for a live connection."""
         return BatchedBackend(self.backend(model, threshold), self._batcher, deadline)

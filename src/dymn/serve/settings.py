@@ -20,7 +20,7 @@ class ServeSettings:
         max_bytes: the longest body of a request.
         max_seconds: the longest recording.
         live_seconds: the longest live connection, in seconds of sound.
-        max_window: the longest window that may be asked for, in seconds: memory grows with it.
+        max_window: the longest window of a request, in seconds: memory grows with it.
         max_windows: the most windows of one recording.
         receive_timeout: how long a body may take to arrive, in seconds, and how long a live connection may be silent.
         timeout: how long a request may take after its body has arrived, in seconds.

@@ -29,10 +29,7 @@ _MAX_NAME = 200
 
 
 class Upload(io.BufferedRandom):
-    """A temporary file that is gone when it is closed, with the name that the sender gave it.
-
-    The name is text, never a path that is opened.
-    """
+    """A temporary file that is deleted when it is closed, with the sender's name for it, which is never opened."""
 
     def __init__(self, title: str) -> None:
         super().__init__(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (closed with this one)
@@ -76,12 +73,7 @@ class Arrival:
             self._reading.cancel()
 
     async def read(self, body: Coroutine[Any, Any, Upload], seconds: float) -> Upload:
-        """Return what `body` gives within a time limit.
-
-        Raises:
-            TimeoutError: if it takes longer.
-            Refusal: if it was given up.
-        """
+        """Return the result of `body` within a time limit; raise a Refusal if it was given up for other requests."""
         self._reading = asyncio.ensure_future(body)
         try:
             return await asyncio.wait_for(self._reading, seconds)
@@ -96,7 +88,7 @@ class Arrival:
 
 
 async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arrival | None = None) -> Upload:
-    """Return the recording that a request brings, which stands at its start; the caller closes it.
+    """Return the recording of a request, open at its start; the caller closes it.
 
     Raises:
         Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a
@@ -130,15 +122,12 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
 
 
 def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(
-        413,
-        "too_large",
-        f"The body is longer than {max_bytes / 2**20:g} MiB. Cut the recording, or compress it, as FLAC or Opus.",
-    )
+    remedy = "Cut the recording, or compress it, as FLAC or Opus."
+    return Refusal(413, "too_large", f"The body is longer than {max_bytes / 2**20:g} MiB. {remedy}")
 
 
 class _Limited(Request):
-    """A request that stops being read when it gets too long, whatever its header says."""
+    """A request that is read up to a maximum length, whatever its header states."""
 
     def __init__(self, request: Request, max_bytes: int, arrival: Arrival) -> None:
         async def receive() -> Message:

@@ -22,28 +22,23 @@ MOST_THREADS = 2**16
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SPIN_VARIABLES = (*CALM, "GOMP_SPINCOUNT")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # of malloc.h
-_MMAP_MAX = 2**16  # what glibc begins with
+_MMAP_MAX = 2**16  # the default of glibc
 _UP_TO_128_MB = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**27, _M_TOP_PAD: 2**24}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def calm_openmp(environment: MutableMapping[str, str] | None = None) -> None:
-    """Let OpenMP threads sleep while they wait, unless the environment sets their policy.
-
-    Call this before PyTorch is imported.
-    """
+    """Let OpenMP threads sleep while they wait, unless the environment sets it; call this before importing PyTorch."""
     environment = os.environ if environment is None else environment
     if not any(name in environment for name in _SPIN_VARIABLES):
         environment.update(CALM)
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep the memory of large arrays for the next ones; return whether it does.
+    """Let glibc keep up to 128 MB of freed arrays for the next ones; return whether it does.
 
-    Of no effect with another C library.
-
-    Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them. Up to 128 MB
-    that are free stay with the process.
+    Otherwise the memory is returned to the system each time, and new arrays cost an interrupt for each 4 kB. Another C
+    library is not affected.
     """
     return _tune(_UP_TO_128_MB)
 
@@ -65,7 +60,7 @@ def keeping_all_memory(wanted: bool = True) -> Iterator[bool]:
 
 
 def _tune(values: Mapping[int, int]) -> bool:
-    """Set values of glibc's mallopt; return whether all were taken. Other C libraries are left alone."""
+    """Set values of glibc's mallopt; return whether all were accepted. Other C libraries are not affected."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -74,10 +69,7 @@ def _tune(values: Mapping[int, int]) -> bool:
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
-    """Return how many CPUs this process may use.
-
-    These are the CPUs that it may run on, but no more than a container's quota allows.
-    """
+    """Return how many CPUs this process may use: those of its affinity, but no more than a container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, math.ceil(_quota(cgroup))))
 
@@ -90,15 +82,13 @@ def may_have_gpu() -> bool:
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise a ConfigError unless a number of threads is one that there can be."""
+    """Raise a ConfigError if a number of threads is out of range."""
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads is {threads}; it must be at least 1, and at most {MOST_THREADS}.")
 
 
 def default_threads(threads: int | None = None) -> int:
-    """Return how many threads to compute with.
-
-    This is `threads`, or else the environment's setting, or one for each usable CPU.
+    """Return how many threads to compute with: `threads`, or the environment's setting, or one per usable CPU.
 
     Raises:
         ConfigError: if `threads` is not allowed.

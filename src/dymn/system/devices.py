@@ -17,7 +17,7 @@ COMPUTE_PRECISIONS: dict[str, torch.dtype | None] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""How exactly a network is computed, and what autocast takes for it."""
+"""The precisions in which a network is computed, and the type for autocast."""
 
 
 def available_devices() -> list[str]:
@@ -30,7 +30,7 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
     """Return the device called `name`: "cpu", "cuda", "cuda:1", "mps"; None is the first CUDA device, or else the CPU.
 
     Raises:
-        ConfigError: if there is no such device here; the message names those that there are.
+        ConfigError: if there is no such device here; the message names the available ones.
     """
     available = available_devices()
     if name is None:
@@ -49,7 +49,7 @@ def use_threads(threads: int | None = None) -> int:
     """Compute with so many CPU threads in this process from now on, and return how many that is.
 
     None is PyTorch's own number, but no more than the CPUs that this process may use: PyTorch does not see a
-    container's quota. What the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) stays.
+    container's quota. The settings of the environment (OMP_NUM_THREADS, MKL_NUM_THREADS) are kept.
 
     Raises:
         ConfigError: if `threads` is below 1.
@@ -64,10 +64,7 @@ def use_threads(threads: int | None = None) -> int:
 
 @functools.cache
 def compute_alone_after_fork() -> None:
-    """Make processes that are forked from this one compute with one PyTorch thread; call it any number of times.
-
-    A forked process has none of its parent's OpenMP threads, and GNU's OpenMP waits for them for ever.
-    """
+    """Make forked processes compute with one PyTorch thread: GNU's OpenMP waits forever for the parent's threads."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 

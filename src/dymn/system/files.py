@@ -1,7 +1,4 @@
-"""Atomic files: at any time either the old file or the complete new one.
-
-The module also reads files in bounded time and memory.
-"""
+"""Atomic files, at any time either the old file or the complete new one, and reading in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -24,20 +21,18 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file next to `path` (its name is `file.name`).
+    """Open a temporary file next to `path` (its name is `file.name`), which replaces `path` if the block succeeds.
 
-    It replaces `path` when the block ends without an error.
-
-    Missing folders are made. What was there before stays until the new content is complete and on the disk; a link
-    keeps pointing where it points, and the file that it names is replaced.
+    Missing folders are created. The old file remains until the new content is complete and on the disk; a link is kept,
+    and its target is replaced.
 
     Raises:
         OSError: if the folder cannot be written to, or the disk is full. Its file name is `path`, not that of the
             temporary file.
-        KeyboardInterrupt: if one arrives, also where the block makes another error of it.
+        KeyboardInterrupt: if one arrives, even if the block converts it to another error.
     """
     target = Path(os.path.realpath(path))
-    outside = sys.exc_info()[1]  # what the caller is handling
+    outside = sys.exc_info()[1]  # the exception that the caller is handling
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
@@ -49,7 +44,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _give_usual_mode(name)
+        set_usual_mode(name)
         os.replace(name, target)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
@@ -58,16 +53,13 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:
             if error.errno in _NO_ROOM:
                 error.filename = str(path)
-            elif error.errno is None:  # numpy's, for less written than there was
+            elif error.errno is None:  # numpy's, for an incomplete write
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
 def _interruption_behind(error: BaseException, outside: BaseException | None) -> KeyboardInterrupt | None:
-    """Return the interruption that another error hides: a zip file that it leaves half written cannot be closed.
-
-    One that the caller was handling before, `outside`, does not count.
-    """
+    """Return the interruption that another error hides, such as that of an incomplete zip file, but not `outside`."""
     behind = error.__context__
     while behind is not outside and behind is not None and not isinstance(behind, KeyboardInterrupt):
         behind = behind.__context__
@@ -99,14 +91,24 @@ def read_bounded(path: str | Path, most: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(size + 1) if size <= most else b""  # reading reserves what it is asked for
+        content = file.read(size + 1) if size <= most else b""  # a read reserves the requested memory
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
 
 
+def read_lines(path: str | Path, most: int = 2**24) -> list[str]:
+    """Return the lines of a UTF-8 file of at most `most` bytes, without blank lines and surrounding spaces.
+
+    Raises:
+        OSError, UnicodeDecodeError: if the file cannot be read as text, is not a regular one, or is larger.
+    """
+    text = read_bounded(path, most).decode("utf-8-sig")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def digest_of(file: BinaryIO) -> str:
-    """Return the SHA-256 of what is left in an open file, in hexadecimal digits, and seek back to where it was."""
+    """Return the SHA-256 of the rest of an open file, in hexadecimal digits, and restore its position."""
     start, digest = file.tell(), hashlib.sha256()
     while chunk := file.read(2**20):
         digest.update(chunk)
@@ -131,8 +133,14 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     return "".join(f"{line[:-2]}\n" for line in lines)
 
 
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as a CSV file, atomically."""
+    with atomic_write(path) as file, text_in(file) as text:
+        text.write(csv_text(rows))
+
+
 def json_values(value: Any) -> Any:
-    """Return values as JSON has them: what is not finite (d' of a perfect ranking) becomes null."""
+    """Return values as JSON types; numbers that are not finite (d' of a perfect ranking) become null."""
     if isinstance(value, dict):
         return {key: json_values(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -149,10 +157,7 @@ class _Lines:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, waiting for it if need be.
-
-    On platforms without such locks, nothing is locked.
-    """
+    """Wait for a lock that ends with the process, and hold it; on platforms without such locks, do nothing."""
     with path.open("wb") as file:
         if sys.platform != "win32":
             import fcntl
@@ -173,8 +178,8 @@ def claim(file: BinaryIO) -> bool:
     return True
 
 
-def _give_usual_mode(name: str) -> None:
-    """Undo the private mode of a temporary file: give it the mode that a newly made file has."""
+def set_usual_mode(path: str | Path) -> None:
+    """Replace the private mode of a temporary file by that of a new file."""
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
+    os.chmod(path, 0o666 & ~mask)

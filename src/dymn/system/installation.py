@@ -9,12 +9,10 @@ from importlib import metadata
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra to this installation.
+    """Return the command of pip, uv or pipx that adds an extra to this installation.
 
-    That of pip, uv, or for an isolated tool of pipx or uv.
-
-    An installation from a folder, an archive or a repository is named by its address, since an index may not have it.
-    pip needs no address, as it takes what is installed.
+    An installation from a folder, an archive or a repository is named by its address, since an index may not have it;
+    pip uses the installed package.
     """
     wanted = f"dymn[{extra}]"
     try:

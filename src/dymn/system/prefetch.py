@@ -63,8 +63,8 @@ class Team(NamedTuple):
     """Threads that work ahead.
 
     Attributes:
-        workers: how many; with 0 everything is done in the caller's thread, when it is asked for.
-        taken_at_once: how many sources the reader may need before it goes on; two a thread more are begun.
+        workers: how many; with 0, the caller's thread does the work when a result is needed.
+        taken_at_once: how many sources the reader may need at once; two more per thread are begun.
         enter: called in each thread at its start.
         entered: called in the caller's thread after that.
     """
@@ -76,7 +76,7 @@ class Team(NamedTuple):
 
 
 def ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], team: Team) -> Iterator[T]:
-    """Yield all that `work(source)` yields, source after source, while threads work on the sources to come.
+    """Yield the results of `work(source)`, source after source, while threads work on the next sources.
 
     Sources are taken in the caller's thread. When the iterator is closed or fails, threads end at their next result;
     none of them keeps the program from ending.

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 AGAIN_SECONDS = 1.0
-_heard: list[int] = []
+_received: list[int] = []
 
 
 class Ended(KeyboardInterrupt):
@@ -41,21 +41,21 @@ def watch() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             os._exit(0)  # in a forked reader of data, whose failure would be reported as another error
-        _heard.append(number)
-        _hear(_leave, signal.SIGINT)
-        _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one would interrupt the cleaning up
+        _received.append(number)
+        _set_handler(_leave, signal.SIGINT)
+        _set_handler(signal.SIG_IGN, signal.SIGTERM)  # a second one would interrupt the cleanup
         if hasattr(signal, "SIGCHLD"):
             # PyTorch raises an error when readers end, which the signal may have reached
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise _kept(Ended(number))
 
-    _hear(end)
-    atexit.register(_hear, signal.SIG_IGN)  # registered first, called last
+    _set_handler(end)
+    atexit.register(_set_handler, signal.SIG_IGN)  # registered first, called last
 
 
 def finish() -> None:
     """Let the signals end the process at once: nothing is left to clean up."""
-    _hear(_leave)
+    _set_handler(_leave)
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -63,9 +63,9 @@ def finish() -> None:
 def leave(code: str | int | None) -> NoReturn:
     """End the process with an exit code, as `sys.exit` does.
 
-    Python stops daemon threads wherever they are, such as those that decode, when it takes itself down. A thread within
-    a C++ library, as PyTorch is one, aborts the process then (before Python 3.14), and one that holds the lock of a
-    stream does, too. Where such threads still run, all that Python does at its end is done except that.
+    At its end, Python stops daemon threads, such as those that decode, wherever they are. A thread within a C++ library
+    such as PyTorch then aborts the process (before Python 3.14), and so does one that holds the lock of a stream. If
+    such threads still run, this function does the rest of Python's cleanup and skips their end.
     """
     own = threading.current_thread()
     if not isinstance(code, str) and any(thread.daemon for thread in threading.enumerate() if thread is not own):
@@ -79,22 +79,16 @@ def leave(code: str | int | None) -> NoReturn:
 
 
 def ended(error: BaseException) -> Ended | None:
-    """Return the signal that caused an error.
-
-    Any error after a signal counts, since libraries convert or replace `Ended`.
-    """
+    """Return the signal that caused an error: any error after a signal, since libraries convert or replace `Ended`."""
     if isinstance(error, KeyboardInterrupt):
         return error if isinstance(error, Ended) else Ended()
     if isinstance(error, SystemExit) and not error.code:
         return None
-    return Ended(_heard[0]) if _heard else None
+    return Ended(_received[0]) if _received else None
 
 
 def _kept(error: Ended) -> Ended:
-    """Return the error, which is raised again a second later if it no longer exists.
-
-    Some libraries drop exceptions of any kind.
-    """
+    """Return the error, which is raised again a second later if a library has dropped it."""
     found, number = weakref.ref(error), error.number
 
     def look(*_: object) -> None:
@@ -111,7 +105,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _hear(handler: signal._HANDLER, *numbers: signal.Signals) -> None:
+def _set_handler(handler: signal._HANDLER, *numbers: signal.Signals) -> None:
     for number in numbers or (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)

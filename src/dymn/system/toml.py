@@ -10,7 +10,7 @@ else:
 
 
 def loads(text: str) -> dict[str, Any]:
-    """Return what TOML says.
+    """Return the content of TOML text.
 
     Raises:
         ValueError: if it is not TOML, or more deeply nested than any settings are.

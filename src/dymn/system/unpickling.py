@@ -1,7 +1,7 @@
 """A reader of pickles for untrusted files: it builds data and executes nothing.
 
-Python's own unpickler can call any function, change any object, and reserve as much memory as a file asks for. This one
-knows the operations that data need, each with its bounds, and refuses all others. It reads from bytes in memory, so
+Python's own unpickler can call any function, change any object, and reserve as much memory as a file requests. This one
+supports the operations that data need, within bounds, and rejects all others. It reads from bytes in memory, so
 that no length can exceed the file; numbers are at most 128 bits long; keys of dicts are text, whose hashes nobody
 can choose; and the number of containers is bounded, since an empty one takes sixty times the byte that makes it.
 """
@@ -53,7 +53,7 @@ def load(
 
     Args:
         content: the pickle, from its first byte; anything after its end is ignored.
-        allowed: what each (module, name) that it may refer to stands for: a value, or a `Call`.
+        allowed: the value, or a `Call`, of each (module, name) to which it may refer.
         persistent: what to make of a persistent id, such as PyTorch's storages.
         max_containers: how many lists, tuples, dicts and objects it may build.
 
@@ -113,7 +113,7 @@ class _Machine:
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        """Take what lies above the last mark, and the mark."""
+        """Remove the values above the last mark, and the mark, and return the values."""
         values = []
         while (value := self.stack.pop()) is not _MARK:
             values.append(value)
@@ -158,7 +158,7 @@ class _Machine:
             target[key] = value
 
     def find(self, module: Any, name: Any) -> None:
-        """Put what a name stands for on the stack."""
+        """Put the value of a name on the stack."""
         if not (type(module) is type(name) is str) or (module, name) not in self.allowed:
             raise ValueError(
                 f"it refers to {module!s:.100}.{name!s:.100}"
@@ -186,7 +186,7 @@ class _Machine:
         self.set_items(pairs)
 
     def load_persistent(self) -> None:
-        """Put what a persistent id stands for on the stack."""
+        """Put the value of a persistent id on the stack."""
         if self.persistent is None:
             raise ValueError("it refers to data outside the file")
         self.push_new(self.persistent(self.pop()))

@@ -18,6 +18,8 @@ _MOST_TAIL = 8192
 _logged: set[tuple[str, str]] = set()
 _shared: dict[str, list[str]] | None = None
 """Within `shared_at_end`, the recordings of each note that many may have."""
+_advises = True
+"""Whether the command has the options that notes advise."""
 _lock = threading.Lock()
 
 NO_CLOCK = "its start time is unknown: no GUANO metadata, AudioMoth comment or bext chunk, and no time in its name."
@@ -39,15 +41,18 @@ class Notes:
 
     lines: list[str] = field(default_factory=list)
     partial: bool = False
+    _plain: dict[str, str] = field(default_factory=dict)
 
-    def add(self, line: str) -> None:
-        """Add a line, unless it is there."""
+    def add(self, note: str, advice: str = "") -> None:
+        """Add a line, unless it is there: a note, and an option of the command line that helps."""
+        line = f"{note} {advice}".rstrip()
         if line not in self.lines:
             self.lines.append(line)
+            self._plain[line] = note
 
-    def log(self, name: str) -> None:
+    def log(self, name: str, *, advice: bool = True) -> None:
         """Log the notes as warnings: each once in a process, however often the recording is read."""
-        for line in self.lines:
+        for line in self.lines if advice and _advises else [self._plain.get(line, line) for line in self.lines]:
             with _lock:
                 names = None if _shared is None or line not in SHARED else _shared.setdefault(line, [])
                 if names is not None:
@@ -58,6 +63,17 @@ class Notes:
                     _logged.clear()
                 _logged.add((name, line))
                 logger.warning("%s: %s", name, line)
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Log notes without the options that help, for commands that do not have them."""
+    global _advises
+    before, _advises = _advises, False
+    try:
+        yield
+    finally:
+        _advises = before
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio.annotations import warn_late
+from dymn.audio.notes import without_advice
 from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
@@ -87,6 +88,7 @@ class LabelledWindows:
         return {self.groups[i] for i in np.flatnonzero(self.targets[:, column])}
 
 
+@without_advice()  # `dymn fit` and `calibrate` read recordings as they are
 def embed_labelled(
     embedder: Embedder,
     labelled: Labelled,

@@ -103,7 +103,7 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
-    words = vocabulary(level, groups, language)
+    words = vocabulary(level, groups, language, threshold)
     reading: dict[str, Any] = {
         "channel": channel,
         "track": track,

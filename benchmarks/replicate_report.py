@@ -47,14 +47,14 @@ DERAILED = 0.1  # an excess ten times that of the prior: the network's activatio
 
 INTRODUCTION = """
 This page reports small replications of the paper's claims and shows how to repeat them. All networks start from random
-weights and learn from openly licensed audio. The networks, the data, the measures and the decision rule were fixed
+weights and are trained on openly licensed audio. The networks, the data, the metrics and the decision rule were fixed
 before the first run; they are documented at the top of `benchmarks/replicate.py`.
 """
 MEASURES = """
 *Excess* is the binary cross-entropy minus the teacher's own entropy, averaged over 527 classes, in thousandths (lower
-is better). *mAP* takes the classes with a teacher probability above 0.3 as the truth. *Top-1* is the share of clips for
-which network and teacher agree on the most probable class. Each figure is the mean over seeds, followed by the values
-of the seeds in brackets. A *runaway* clip has an excess above {derailed:.0f}: a network's activations explode on it. A
+is better). For *mAP*, a class is positive if the teacher's probability is above 0.3. *Top-1* is the share of clips for
+which network and teacher agree on the most probable class. Each value is the mean over seeds, followed by the values of
+the seeds in parentheses. A *runaway* clip has an excess above {derailed:.0f}: a network's activations explode on it. A
 constant prediction of the teacher's mean logits, the starting point of every network, has an excess of {floor:.2f}.
 """
 EQUAL_COST = """
@@ -70,15 +70,16 @@ DIFFERENCES = """
 The next table compares pairs of networks: the difference of the excess in thousandths, with 95 % intervals of a paired
 bootstrap over clips and over the packages that the clips come from; the relative difference of the geometric mean
 excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network. The intervals
-cover the choice of clips, not chance in training, for which the seeds are shown.
+cover the choice of clips, not chance in training, for which the seeds are shown. There is a verdict only if the first
+interval (for claim C, that of mAP) excludes zero.
 """
 RUNAWAY = """
 Where a line leaves the left plot at the top, a few runaway clips dominate the mean.
 """
 LIMITS = """
 The paper trains on two million AudioSet clips for 200 epochs, starts from ImageNet weights and uses an ensemble of
-transformers as the teacher. Here, a small MN is the teacher, each network sees a small fraction of that number of
-examples, and all networks share one learning rate. The figures hold for these conditions only.
+Transformers as the teacher. Here, a small MN is the teacher, each network is trained on a small fraction of that number
+of examples, and all networks share one learning rate. The results apply to these conditions only.
 """
 
 
@@ -311,7 +312,7 @@ def text_of(
             note = EQUAL_COST.format(name=results.title("mn_equal"), dymn=results.title("dymn"), more=more)
             sections += [*_paragraph(note), ""]
         sections += [*_paragraph(DIFFERENCES), ""]
-        sections += ["| | excess | over packages | ratio | mAP | seeds ahead | |"]
+        sections += ["| | excess | over packages | ratio | mAP | seeds ahead | verdict |"]
         sections += ["| --- | --- | --- | --- | --- | --- | --- |"]
         for number, pair in enumerate(experiment.contrasts):
             c = contrasts[pair]
@@ -338,10 +339,10 @@ def text_of(
         ]
     lines += ["## Conditions", ""]
     lines += _paragraph(
-        f"Width {width}; {train:,} clips to train on and {held_out} held out; crops of 2 s; `mn04_as` as the teacher; "
-        f"{plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds "
-        f"{', '.join(map(str, seeds))}. {plan['device']}, PyTorch {plan['torch']}; all networks of a seed see the same "
-        f"batches and were trained together in {max(results.seconds) / 3600:.1f} hours or less."
+        f"Width {width}; {train:,} training clips and {held_out} held-out clips; crops of 2 s; `mn04_as` as the "
+        f"teacher; {plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds "
+        f"{', '.join(map(str, seeds))}. {plan['device']}, PyTorch {plan['torch']}; all networks of a seed receive the "
+        f"same batches and were trained together in {max(results.seconds) / 3600:.1f} hours or less."
     )
     lines.append("")
     if changed:
@@ -521,7 +522,7 @@ def _ratio(interval: Interval) -> str:
 def _verdict(c: Contrast) -> str:
     if c.stands:
         return "as in the paper"
-    return "the reverse" if c.decisive.excludes_zero else "no decision"
+    return "opposite to the paper" if c.decisive.excludes_zero else "no decision"
 
 
 def _conclusion(c: Contrast, results: Results) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from dymn.commands.evaluate import as_table
@@ -405,7 +406,19 @@ def test_long_recordings_are_cut_and_named_once(tmp_path, caplog):
     write_audio(tmp_path / "a" / "long.wav", seconds=2)
     source = open_source("folder", tmp_path, max_seconds=0.5)
     assert [len(good(source[0]).waveform) for _ in range(2)] == [RATE // 2] * 2
-    assert caplog.messages == ["a/long.wav is longer than 0.5 s; only its beginning is used. Cut it into clips."]
+    assert caplog.messages == ["a/long.wav: it is longer than 0.5 s; only its beginning is used. Cut it into clips."]
+
+
+def test_notes_name_the_clip_and_no_option_of_other_commands(tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    for number in range(12):
+        soundfile.write(tmp_path / "a" / f"{number:02}.wav", np.full(RATE, 0.0005 * (-1) ** np.arange(RATE)), RATE)
+    source = open_source("folder", tmp_path)
+    for index in [*range(12), 0, 11]:
+        good(source[index])
+    assert caplog.messages[0] == "a/00.wav: it is quiet: its largest sample is at -66 dBFS."
+    assert [message.partition(":")[0] for message in caplog.messages[:-1]] == [f"a/{i:02}.wav" for i in range(10)]
+    assert caplog.messages[-1] == "Notes on further clips are not shown."
 
 
 def test_digest_tells_datasets_apart(tmp_path):

@@ -328,7 +328,7 @@ def test_a_gain_is_not_limited_by_an_offset(tmp_path, rate):
     np.testing.assert_allclose(found, reading.read(plain, settings=ReadSettings(gain="auto"), notes=Notes()), atol=2e-4)
     assert np.abs(found).max() > 0.1
     assert any(
-        "offset of 0.3 of full scale (DC); --gain auto removes it if it amplifies" in line for line in notes.lines
+        "offset of 0.3 of full scale (DC). --gain auto removes it if it amplifies" in line for line in notes.lines
     )
     loud = write(tmp_path / "loud.wav", 0.5 * np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate) + 0.3, rate)
     settings, untouched = ReadSettings(gain="auto"), reading.read(loud, notes=Notes())

@@ -296,7 +296,7 @@ def test_report_decides_what_the_data_say(tmp_path):
     assert "**DyMN 0.4 is better than MN 0.4.**" in text
     assert "**DyMN 0.4 is worse than DyMN 0.4 without Dy-Conv.**" in text
     assert "**No decision** between DyMN 0.4 and DyMN 0.4 without Coordinate Attention" in text
-    assert "- DyMN 0.4 − DyMN 0.4 without Dy-Conv: the reverse." in text
+    assert "- DyMN 0.4 − DyMN 0.4 without Dy-Conv: opposite to the paper." in text
     assert "**DyMN 0.4 is better than DyMN 0.4, taught by decisions.**" in text
     assert "| DyMN 0.4, temperature 1 | 0.936, 0.680, 0.360 | 6.4 %, 32.0 %, 64.0 % |" in text
     for name in ("replication-curves.png", "replication-macs.png", "replication-kernels.png"):

@@ -39,15 +39,18 @@ class Notes:
 
     lines: list[str] = field(default_factory=list)
     partial: bool = False
+    _plain: dict[str, str] = field(default_factory=dict)
 
-    def add(self, line: str) -> None:
-        """Add a line, unless it is there."""
+    def add(self, note: str, advice: str = "") -> None:
+        """Add a line, unless it is there: a note, and an option of the command line that helps."""
+        line = f"{note} {advice}".rstrip()
         if line not in self.lines:
             self.lines.append(line)
+            self._plain[line] = note
 
-    def log(self, name: str) -> None:
+    def log(self, name: str, *, advice: bool = True) -> None:
         """Log the notes as warnings: each once in a process, however often the recording is read."""
-        for line in self.lines:
+        for line in self.lines if advice else [self._plain.get(line, line) for line in self.lines]:
             with _lock:
                 names = None if _shared is None or line not in SHARED else _shared.setdefault(line, [])
                 if names is not None:

@@ -138,16 +138,17 @@ class Levels:
                 one = live == 1 and len(self._channels) > 2
                 why = "only one of them has a signal" if one else "they cancel each other out, as with inverted phase"
                 notes.add(
-                    f"the mix of its {len(self._channels)} channels is {gap:.0f} dB below the loudest one: {why}. "
-                    "Select a channel with --channel, for example --channel loudest."
+                    f"the mix of its {len(self._channels)} channels is {gap:.0f} dB below the loudest one: {why}.",
+                    "Select a channel with --channel, for example --channel loudest.",
                 )
                 return
         mean = 0.0 if settings.is_high_pass else self._sum / max(1, self._n)
         if is_offset(mean, self._power / max(1, self._n)):
-            what = "--gain auto removes it if it amplifies, --band 20- always" if settings.gain == "auto" else ""
+            auto = settings.gain == "auto"
             notes.add(
-                f"its samples have an offset of {mean:.2g} of full scale (DC); {what or '--band 20- removes it'}."
+                f"its samples have an offset of {mean:.2g} of full scale (DC).",
+                "--gain auto removes it if it amplifies, --band 20- always." if auto else "--band 20- removes it.",
             )
         if 0 < self._peak < QUIET_PEAK and settings.gain == 0:
             level = 20 * np.log10(self._peak)
-            notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS. --gain auto amplifies it.")
+            notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS.", "--gain auto amplifies it.")

@@ -31,7 +31,7 @@ from dymn.audio.content import spool
 from dymn.data.batch import as_it_is, first_bad, read_bad, write_bad
 from dymn.data.cache import Progress
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
-from dymn.data.source import Source, decode, fingerprint_of
+from dymn.data.source import Source, fingerprint_of
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
 from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write, digest_of, locked
@@ -248,7 +248,7 @@ class _Shards(Dataset["int | OSError"]):
     def encoded(self, i: int) -> tuple[bytes, str, int, int]:
         """Return a clip's bytes, their suffix, the fingerprint of the original bytes, and the number of samples."""
         content = self.source.store.read(int(self.source.indices[i]))
-        waveform = decode(content, self.source.sample_rate, self.source.max_seconds)
+        waveform = self.source.decode(i, content)
         fingerprint, samples = fingerprint_of(content), len(waveform)
         if self.encoding == "keep":
             return content, _suffix(content, self.source.keys[i]), fingerprint, samples

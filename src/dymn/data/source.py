@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from dymn.audio import reading
+from dymn.audio.notes import Notes
 from dymn.data.batch import BadClip, Clip
 from dymn.data.catalog import Catalog
 from dymn.data.stores import Store
@@ -24,6 +25,7 @@ from dymn.system.arrays import Floats
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 600.0
+MAX_NOTED = 10  # clips of a dataset whose notes are logged
 
 Interval = tuple[float, float]  # start and end in seconds
 Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
@@ -61,7 +63,7 @@ class Source(Dataset["Clip | BadClip"]):
         self.catalog = catalog if indices is None else catalog.take(self.indices.tolist())
         self.keys = list(self.catalog.keys)
         self.labels = self.catalog.labels
-        self._long: set[str] = set()  # recordings that were found to be cut
+        self._noted: set[str] = set()  # clips with notes
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -96,9 +98,7 @@ class Source(Dataset["Clip | BadClip"]):
         try:
             place = int(self.indices[i])
             found = self._encoded(place, content)
-            waveform = decode(found, self.sample_rate, self.max_seconds, self._span(i))
-            if len(waveform) >= int(self.max_seconds * self.sample_rate):
-                self._note_length(self.keys[i])
+            waveform = self.decode(i, found)
             return waveform if cut is None else cut(waveform), self._mark(place, found)
         except (AudioError, DataError, OSError) as error:
             return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
@@ -117,22 +117,49 @@ class Source(Dataset["Clip | BadClip"]):
                 return [read[0]], read[1]
         place = int(self.indices[i])
         found = self._encoded(place, content)
-        return within(reading.stream(_Named(found), self.sample_rate), self.sample_rate, self._span(i)), self._mark(
-            place, found
+        return self._stream(i, found, Notes()), self._mark(place, found)
+
+    def decode(self, i: int, content: bytes) -> Floats:
+        """Decode the file of clip `i` to mono float32 [N]; what is longer than `max_seconds` is cut, with a note.
+
+        Raises:
+            AudioError: if it cannot be decoded or contains no samples.
+        """
+        limit, length = int(self.max_seconds * self.sample_rate), 0
+        blocks: list[Floats] = []
+        notes = Notes()
+        for block in self._stream(i, content, notes):
+            blocks.append(block)
+            length += len(block)
+            if length >= limit:
+                notes.add(f"it is longer than {self.max_seconds:g} s; only its beginning is used. Cut it into clips.")
+                self._log(i, notes)
+                break
+        if length == 0:
+            raise AudioError("The file contains no samples.")
+        return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[:limit]
+
+    def _stream(self, i: int, content: bytes, notes: Notes) -> Iterator[Floats]:
+        yield from within(
+            reading.stream(_Named(content), self.sample_rate, notes=notes), self.sample_rate, self._span(i)
         )
+        self._log(i, notes)
+
+    def _log(self, i: int, notes: Notes) -> None:
+        """Log the notes on a clip, unless many clips have some."""
+        key = self.keys[i]
+        if notes.lines and key not in self._noted and len(self._noted) <= MAX_NOTED:
+            self._noted.add(key)
+            if len(self._noted) <= MAX_NOTED:
+                notes.log(key, advice=False)
+            else:
+                logger.warning("Notes on further clips are not shown.")
 
     def _encoded(self, place: int, content: bytes | Exception | None) -> bytes:
         found = self.store.read(place) if content is None else content
         if isinstance(found, Exception):
             raise found
         return found
-
-    def _note_length(self, key: str) -> None:
-        if key not in self._long:
-            self._long.add(key)
-            logger.warning(
-                "%s is longer than %g s; only its beginning is used. Cut it into clips.", key, self.max_seconds
-            )
 
     def _span(self, i: int) -> Interval | None:
         if self.catalog.spans is None:
@@ -245,27 +272,6 @@ def within(blocks: Iterable[Floats], sample_rate: int, span: Interval | None) ->
         raise AudioError(
             f"The file ends after {at / sample_rate:.2f} s, before the start of the clip at {span[0]:g} s."
         )
-
-
-def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Interval | None = None) -> Floats:
-    """Decode an audio file, or a span of it, to mono float32 [N].
-
-    Audio longer than `max_seconds` is cut, without decoding the rest.
-
-    Raises:
-        AudioError: if it cannot be decoded or contains no samples.
-    """
-    limit = int(max_seconds * sample_rate)
-    blocks: list[Floats] = []
-    length = 0
-    for block in within(reading.stream(_Named(content), sample_rate), sample_rate, span):
-        blocks.append(block)
-        length += len(block)
-        if length >= limit:
-            break
-    if length == 0:
-        raise AudioError("The file contains no samples.")
-    return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[:limit]
 
 
 def fingerprint_of(content: bytes) -> int:

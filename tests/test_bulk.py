@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
     """SQLite itself says that there is no more room, as it does where the system tells it so."""
     monkeypatch.setattr(dymn.inference.journal, "COMMIT_SECONDS", 0.0)
     output, again, kind = tmp_path / "out.csv", [], tags(False)
-    big = Kind(lambda found: kind.pack(found) + b" " * 1500, kind.unpack, kind.failed)
+    big = Kind(lambda found: kind.pack(found) + b" " * 1500, kind.unpack, kind.result)
     with Journal(output, SETTINGS) as journal:
         find(journal, clips)
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]

@@ -64,11 +64,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _module(home: str, name: str) -> Any:
-    """Import the module that a name of the library comes from.
-
-    Raises:
-        MissingExtraError: if it needs PyTorch, which is not installed.
-    """
+    """Import the module of a name of the library, or raise a `MissingExtraError` if it needs PyTorch."""
     try:
         return importlib.import_module(home)
     except ImportError as error:

@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dymn.config import BlockConfig, ModelConfig, SequenceConfig, check, check_number, round_channels, shown
+from dymn.config import (
+    BlockConfig,
+    ModelConfig,
+    SequenceConfig,
+    check,
+    check_choice,
+    check_number,
+    check_numbers,
+    round_channels,
+    shown,
+)
 from dymn.errors import NOT_IMPORTED, ConfigError
 
 # What a network can choose by name. The modules that define the classes enter them here; until one of them is imported,
@@ -129,15 +139,15 @@ class Variant:
 
     def __post_init__(self) -> None:
         check_number("width", self.width, 0.05, 16)
-        check(self.table in TABLES, f"table is {self.table!r}; allowed: {', '.join(TABLES)}.")
-        check(self.sequence in SEQUENCES, f"sequence is {self.sequence!r}; allowed: {', '.join(SEQUENCES)}.")
+        check_choice("table", self.table, TABLES)
+        check_choice("sequence", self.sequence, SEQUENCES)
         known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
         check(
             known,
             f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}. {NOT_IMPORTED}",
         )
-        check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
-        check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
+        check_choice("context", self.context, CONTEXTS)
+        check_choice("head", self.head, HEADS)
         strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
         check(
@@ -149,8 +159,7 @@ class Variant:
             self.sequence == "none" or self.head == "frames",
             f"sequence is {self.sequence!r}; only the networks fmn04 ... fmn30 have a sequence model.",
         )
-        for name in ("reduction", "h_min", "h_max"):
-            check_number(name, getattr(self, name), 1, 2**16, whole=True)
+        check_numbers(self, dict.fromkeys(("reduction", "h_min", "h_max"), 2**16), 1, whole=True)
         for name in ("reduced_tail", "dilated"):
             check(
                 isinstance(getattr(self, name), bool), f"{name} is {getattr(self, name)!r}; it must be true or false."
@@ -245,12 +254,8 @@ def own_context_size(part: str, channels: int) -> int:
 
 
 def check_parts(config: ModelConfig) -> None:
-    """Reject a network, for example from a file, with parts that do not exist.
-
-    Raises:
-        ConfigError: naming what is allowed.
-    """
-    check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
+    """Raise a `ConfigError`, which names what is allowed, if a network has parts that do not exist."""
+    check_choice("head", config.head, HEADS)
     if config.sequence is not None:
         kind = config.sequence.kind
         check(kind in SEQUENCES, f"kind of sequence model is {kind!r:.80}; allowed: {', '.join(SEQUENCES)}.")
@@ -259,17 +264,13 @@ def check_parts(config: ModelConfig) -> None:
 
 
 def check_block(block: BlockConfig) -> None:
-    """Reject a block with parts that do not exist.
-
-    Raises:
-        ConfigError: naming what is allowed.
-    """
+    """Raise a `ConfigError`, which names what is allowed, if a block has parts that do not exist."""
     check(
         block.attention is None or block.attention in ATTENTIONS,
         f"attention is {block.attention!r}; allowed: None, {', '.join(ATTENTIONS)}. {NOT_IMPORTED}",
     )
-    check(block.context in CONTEXTS, f"context is {block.context!r}; allowed: {', '.join(CONTEXTS)}.")
-    check(block.activation in ACTIVATIONS, f"activation is {block.activation!r}; allowed: {', '.join(ACTIVATIONS)}.")
+    check_choice("context", block.context, CONTEXTS)
+    check_choice("activation", block.activation, ACTIVATIONS)
 
 
 def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
@@ -283,29 +284,13 @@ def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
     return tuple(blocks)
 
 
+MN: dict[str, Any] = {"dynamic_blocks": "none", "attention": "se", "attention_blocks": "se"}
+FRAMES = {"table": "framewise", "head": "frames"}
 MODELS: dict[str, dict[str, Any]] = {
     **{f"dymn{round(10 * width):02d}": {"width": width} for width in (0.4, 0.6, 1.0, 2.0)},
     **{f"dymn{round(10 * width):02d}_replace_se": {"width": width, "dynamic_blocks": "se"} for width in (0.4, 1.0)},
-    **{
-        f"mn{round(10 * width):02d}": {
-            "width": width,
-            "dynamic_blocks": "none",
-            "attention": "se",
-            "attention_blocks": "se",
-        }
-        for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
-    },
-    **{
-        f"fmn{round(10 * width):02d}": {
-            "width": width,
-            "dynamic_blocks": "none",
-            "attention": "se",
-            "attention_blocks": "se",
-            "table": "framewise",
-            "head": "frames",
-        }
-        for width in (0.4, 0.6, 1.0, 2.0, 3.0)
-    },
+    **{f"mn{round(10 * width):02d}": {"width": width, **MN} for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)},
+    **{f"fmn{round(10 * width):02d}": {"width": width, **MN, **FRAMES} for width in (0.4, 0.6, 1.0, 2.0, 3.0)},
 }
 ALIASES = {"dymn_s": "dymn04", "dymn_m": "dymn10", "dymn_l": "dymn20"}
 

@@ -1,7 +1,4 @@
-"""Tags with the interface of Hugging Face transformers.
-
-Inputs and outputs match those of `pipeline("audio-classification")`, for programs that use it.
-"""
+"""Tags with the interface of `pipeline("audio-classification")` in Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from dymn.errors import ConfigError
 from dymn.inference.files import tag_files
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
-from dymn.inference.windows import AudioLike
+from dymn.inference.windows import AudioLike, raising
 from dymn.runtime.opening import open_backend
 from dymn.weights.default import open_default
 from dymn.weights.format import Stored
@@ -99,9 +96,8 @@ class AudioClassifier:
     def _answers(self, inputs: Iterable[Any], settings: TagSettings, batch_size: int | None) -> Iterator[list[Answer]]:
         sources = map(self._source, inputs)
         backend = self.tagger.backend
-        for recording in tag_files(backend, sources, settings, sample_rate=backend.sample_rate, batch_size=batch_size):
-            if recording.error is not None:
-                raise recording.error
+        found = tag_files(backend, sources, settings, sample_rate=backend.sample_rate, batch_size=batch_size)
+        for recording in raising(found):
             yield [{"score": tag.score, "label": tag.label} for tag in recording.tags]
 
     def _source(self, given: Any) -> AudioLike:
@@ -124,10 +120,7 @@ class AudioClassifier:
                     f"A dictionary has the keys {', '.join(map(str, given))}; it must have raw or array, and "
                     "sampling_rate."
                 )
-            return reading.from_array(
-                samples if reading.is_array(samples) else np.asarray(samples),
-                given["sampling_rate"],
-                self.tagger.sample_rate,
-            )
+            array = samples if reading.is_array(samples) else np.asarray(samples)
+            return reading.from_array(array, given["sampling_rate"], self.tagger.sample_rate)
         kinds = "a path, bytes, an open file, an array, a dictionary with one or an AudioDecoder"
         raise ConfigError(f"A recording is of type {type(given).__name__}; it must be {kinds}.")

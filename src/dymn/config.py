@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -51,6 +52,20 @@ def check(condition: bool, message: str) -> None:
     """Raise a `ConfigError` with `message` unless `condition` is true."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise a `ConfigError` unless `value` is one of the allowed names."""
+    check(value in allowed, f"{name} is {value!r}; allowed: {', '.join(allowed)}.")
+
+
+def check_numbers(settings: object, names: Mapping[str, float], low: float = 0, *, whole: bool = False) -> None:
+    """Check numbers among settings with `check_number`: by name the highest allowed value, from `low` up.
+
+    A name may have a section before it, such as "optim.lr", which the message shows.
+    """
+    for name, high in names.items():
+        check_number(name, getattr(settings, name.rpartition(".")[2]), low, high, whole=whole)
 
 
 def check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
@@ -99,21 +114,18 @@ class FrontEndConfig:
 
     def __post_init__(self) -> None:
         limits = {"sample_rate": 768_000, "n_fft": 2**16, "win_length": 2**16, "hop_length": 2**20, "n_mels": 1024}
-        for name, high in (limits | {"f_min_range": 2**20, "f_max_range": 2**20}).items():
-            check_number(name, getattr(self, name), 1, high, whole=True)
+        check_numbers(self, limits | {"f_min_range": 2**20, "f_max_range": 2**20}, 1, whole=True)
         check(
             self.win_length <= self.n_fft, f"win_length is {self.win_length}; it must not exceed n_fft ({self.n_fft})."
         )
         check(self.n_fft % 2 == 0, f"n_fft is {self.n_fft}; it must be even.")
         nyquist = self.sample_rate / 2
-        for name in ("f_min", "f_max"):
-            check_number(name, getattr(self, name), 0, nyquist)
+        check_numbers(self, {"f_min": nyquist, "f_max": nyquist})
         check(
             0 <= self.f_min < self.f_max <= nyquist,
             f"f_min, f_max are {self.f_min}, {self.f_max} Hz; 0 <= f_min < f_max <= {nyquist} Hz is required.",
         )
-        for name in ("log_offset", "log_floor"):
-            check_number(name, getattr(self, name), 0, 1)
+        check_numbers(self, {"log_offset": 1, "log_floor": 1})
         check(
             max(self.log_offset, self.log_floor) >= 1e-30,
             f"log_offset, log_floor are {self.log_offset}, {self.log_floor}; one of them must be at least 1e-30, "
@@ -152,8 +164,8 @@ class BlockConfig:
     POSITIONS = ("expand", "depthwise", "project")
 
     def __post_init__(self) -> None:
-        for name in ("c_in", "c_exp", "c_out", "kernel_size", "stride", "n_kernels", "n_maps"):
-            check_number(name, getattr(self, name), 1, 2**16, whole=True)
+        sizes = ("c_in", "c_exp", "c_out", "kernel_size", "stride", "n_kernels", "n_maps")
+        check_numbers(self, dict.fromkeys(sizes, 2**16), 1, whole=True)
         names = (self.activation, self.context, *(() if self.attention is None else (self.attention,)))
         check(
             all(isinstance(name, str) for name in names),
@@ -162,14 +174,11 @@ class BlockConfig:
         if self.time_stride is not None:
             check_number("time_stride", self.time_stride, 1, 2**16, whole=True)
         check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
-        for name in ("activation", "context", *(("attention",) if self.attention is not None else ())):
-            check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
         for name in ("dynamic_convs", "dynamic_relus"):
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
             check(not unknown, f"{name} contains {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
         check_number("context_size", self.context_size, 0, 2**16, whole=True)
-        check_number("dilation", self.dilation, 1, 64, whole=True)
-        check_number("se_reduction", self.se_reduction, 1, 2**16, whole=True)
+        check_numbers(self, {"dilation": 64, "se_reduction": 2**16}, 1, whole=True)
         check(
             self.dilation == 1 or (not self.is_dynamic and self.attention in (None, "se")),
             f"dilation is {self.dilation}; only static blocks, with Squeeze-and-Excitation or no attention, have one.",
@@ -237,8 +246,7 @@ class SequenceConfig:
 
     def __post_init__(self) -> None:
         limits = {"length": 2**16, "size": 2**16, "n_layers": 64, "n_heads": 1024, "expansion": 64}
-        for name, high in (limits | {"n_frame_classes": 2**20, "n_clip_classes": 2**20}).items():
-            check_number(name, getattr(self, name), 1, high, whole=True)
+        check_numbers(self, limits | {"n_frame_classes": 2**20, "n_clip_classes": 2**20}, 1, whole=True)
         check(isinstance(self.kind, str), f"kind is {shown(self.kind)}; it must be a name.")
         check(self.scores in self.SCORES, f"scores is {shown(self.scores)}; allowed: {', '.join(self.SCORES)}.")
         check(
@@ -279,25 +287,18 @@ class ModelConfig:
     NESTED = {"blocks": BlockConfig, "sequence": SequenceConfig}
 
     def __post_init__(self) -> None:
-        check(isinstance(self.blocks, tuple), f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
+        listed = isinstance(self.blocks, tuple) and all(isinstance(block, BlockConfig) for block in self.blocks)
+        check(listed, f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
         check(len(self.blocks) >= 1, "blocks is empty; a network has at least one block.")
-        check(
-            all(isinstance(block, BlockConfig) for block in self.blocks),
-            f"blocks is {shown(self.blocks)}; it must be a list of blocks.",
-        )
         for before, after in zip(self.blocks, self.blocks[1:], strict=False):
             check(
                 before.c_out == after.c_in,
                 f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.",
             )
-        for name in ("c_last", "c_hidden", "num_classes"):
-            check_number(name, getattr(self, name), 1, 2**20, whole=True)
-        check_number("in_chans", self.in_chans, 1, 1024, whole=True)
-        check_number("pooling_heads", self.pooling_heads, 1, 1024, whole=True)
+        sizes = {"c_last": 2**20, "c_hidden": 2**20, "num_classes": 2**20, "in_chans": 1024, "pooling_heads": 1024}
+        check_numbers(self, sizes, 1, whole=True)
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
-        check_number("width", self.width, 0, 1000)
-        check_number("dropout", self.dropout, 0, 1)
-        check(isinstance(self.head, str), f"head is {self.head!r:.40}; it must be a name.")
+        check_numbers(self, {"width": 1000, "dropout": 1})
         check(self.dropout < 1, "dropout is 1; it must be below 1.")
         check_number("temperature", self.temperature, 1e-30, 1e30)
         check(

@@ -16,10 +16,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 class DymnError(Exception):
-    """Base of all errors that dymn raises on purpose.
-
-    A message may hold text from an untrusted file, so control characters are escaped (see `visible`).
-    """
+    """Base of all errors that dymn raises on purpose; control characters in messages are escaped (see `visible`)."""
 
     def __str__(self) -> str:
         return visible(super().__str__(), keep="\n")
@@ -82,10 +79,7 @@ _RESOURCES = (
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """Return what another library's error says about memory and processes, with the remedy.
-
-    Return None if the error is about something else.
-    """
+    """Return an error of another library about memory or processes with its remedy; None for any other."""
     if isinstance(error, ResourceError):
         return error
     if isinstance(error, MemoryError):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dymn.audio.samples import MAX_PEAK
 from dymn.audio.windows import cut
-from dymn.config import check
+from dymn.config import check, check_choice
 from dymn.errors import AudioError
 from dymn.runtime.layer_averages import LayerAverages
 
@@ -54,7 +54,7 @@ class HearModel(nn.Module):
             ConfigError: if there are no such windows.
         """
         super().__init__()
-        check(windows in get_args(Windows), f"windows is {windows!r}; allowed: {', '.join(get_args(Windows))}.")
+        check_choice("windows", windows, get_args(Windows))
         self.windows = windows
         self.embedder = embedder
         self.sample_rate = embedder.sample_rate
@@ -104,12 +104,12 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
         places = [(start, length) for start in range(0, n_samples + 1, hop)]
     else:
         places = [(start, len(piece)) for start, piece in cut([np.empty(n_samples, np.float32)], length, length)]
-    heard = sum(samples for _, samples in places)
+    covered = sum(samples for _, samples in places)
     total = torch.zeros(len(audio), model.scene_embedding_size, device=audio.device)
     for start, samples in places:
         for first in range(0, len(audio), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
-            total[rows] += model(audio[rows, start : start + samples]) * (samples / heard)
+            total[rows] += model(audio[rows, start : start + samples]) * (samples / covered)
     return total
 
 
@@ -135,16 +135,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     centres = [round(int(time) * rate / 1000) for time in times]  # each from its time, so that no rounding adds up
     pad = _reflected if model.windows == "authors" else _framed
     padded = pad(audio, window // 2, window - window // 2)
-    pairs = [(sound, centre) for sound in range(len(audio)) for centre in centres]
-    parts = []
-    for first in range(0, len(pairs), BATCH_SIZE):
-        parts.append(
-            model(
-                torch.stack(
-                    [padded[sound, start : start + window] for sound, start in pairs[first : first + BATCH_SIZE]]
-                )
-            )
-        )
+    cuts = [padded[sound, start : start + window] for sound in range(len(audio)) for start in centres]
+    parts = [model(torch.stack(cuts[first : first + BATCH_SIZE])) for first in range(0, len(cuts), BATCH_SIZE)]
     embeddings = torch.cat(parts).reshape(len(audio), len(times), -1)  # [n_sounds * n_timestamps, D]: sound by sound
     return embeddings, times.float().expand(len(audio), -1).to(audio.device)
 

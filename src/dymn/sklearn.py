@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.inference.embedding import Embedder, EmbedSettings
-from dymn.inference.windows import source_name
+from dymn.inference.windows import raising, source_name
 from dymn.runtime.opening import open_backend
 
 try:
@@ -99,11 +99,8 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             self._embedder_ = embedder = self._load()
         settings = EmbedSettings(window=self.window, fill=self.fill)
         rate = self.sample_rate or embedder.sample_rate
-        vectors = []
-        for found in embedder.embed_files(recordings, settings, sample_rate=rate, batch_size=self.batch_size):
-            if found.error is not None:
-                raise found.error
-            vectors.append(found.vector)
+        found = embedder.embed_files(recordings, settings, sample_rate=rate, batch_size=self.batch_size)
+        vectors = [one.vector for one in raising(found)]
         return np.stack(vectors) if vectors else np.empty((0, embedder.size), np.float32)
 
     def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:

@@ -212,7 +212,7 @@ def stream(
     bad: set[str] = set()
 
     def with_errors() -> Iterator[R]:
-        for result in chain((form.kind.failed(source_name(path), error) for path, error in lost), computed):
+        for result in chain((form.kind.result(source_name(path), error=error) for path, error in lost), computed):
             if result.error is not None:
                 bad.add(result.name)
                 typer.echo(f"dymn: {result.error}", err=True)
@@ -260,7 +260,7 @@ def resume(
             )
         fill(journal, form.kind, discovery, files, quiet)
         found = chain(
-            (form.kind.failed(path, error) for path, error in discovery.lost),
+            (form.kind.result(path, error=error) for path, error in discovery.lost),
             results(journal, form.kind, given.read.channel == "each"),
         )
         with report(given, form.layout, name, damaged) as listed, atomic_write(output) as file:

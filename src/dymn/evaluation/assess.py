@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn.config import ModelCard, check, from_dict
+from dymn.config import ModelCard, check, check_choice, from_dict
 from dymn.data import Source, TaskSpec, open_dataset, select
 from dymn.data.batch import FILLS
 from dymn.data.catalog import NEGATIVES
@@ -26,7 +26,7 @@ from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
-from dymn.system.files import atomic_write, csv_text, text_in
+from dymn.system.files import write_csv
 
 AUTO = "auto"
 
@@ -48,9 +48,7 @@ class Assessment(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """The data settings of a model's training according to its card.
-
-    These are length and filling of clips, whether whole clips were evaluated, and the held-out share.
+    """A model's training data settings in its card: length and filling of clips, whole clips, held-out share.
 
     Raises:
         ConfigError: if a value is not allowed; cards may come from untrusted files.
@@ -66,7 +64,7 @@ class Learned:
             self.seconds == 0 or is_length(self.seconds),
             f"The card's data.seconds is {self.seconds!r}; it must be a number of seconds.",
         )
-        check(self.fill in FILLS, f"The card's data.fill is {self.fill!r}; allowed: {', '.join(FILLS)}.")
+        check_choice("The card's data.fill", self.fill, FILLS)
         check(
             self.whole is None or isinstance(self.whole, bool),
             f"The card's data.whole is {self.whole!r}; it must be true or false.",
@@ -131,7 +129,7 @@ def assess(
         split = "test" if fold or "test" in everything.catalog.splits else "all"
     source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
     device = next(model.parameters()).device
-    heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
+    selected = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
     length, at_once = seconds or learned.seconds or task.seconds, learned.whole if whole is None else whole
     loader = evaluation_loader(
         source, task, length, fill or learned.fill, batch_size, at_once, workers=workers, max_bad=max_bad
@@ -144,29 +142,26 @@ def assess(
         if progress is not None:
             progress(done, len(source))
 
-    scores = score(heard, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
+    scores = score(selected, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
     return assessed(scores, source, kind, split, task.loss)
 
 
 def assessed(scores: Predictions, source: Source, kind: str, split: str, loss: str) -> Assessment:
     """Return the metrics of the scores of a source's clips: in total, by class and by recording device."""
-    said = scores.probabilities, scores.targets, scores.mask
+    values = scores.probabilities, scores.targets, scores.mask
     found, exclusive = figures(scores, loss), loss == "ce"
-    answers = metrics.class_answers(*said, "classification" if exclusive else "tagging")
+    answers = metrics.class_answers(*values, "classification" if exclusive else "tagging")
     if "accuracy" in found or "mAP" in found:
         found["f1"] = float(np.nanmean([answer.f1 for answer in answers]))
     if exclusive and len(set(source.catalog.groups)) > 1:
         found["accuracy_by_device"] = by_group(scores, dict(zip(source.keys, source.catalog.groups, strict=True)))
     confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
-    by_class = metrics.per_class(*said)
+    by_class = metrics.per_class(*values)
     return Assessment(kind, split, found, source.labels, by_class, answers, confusion, scores.bad, scores)
 
 
 def write_report(folder: Path, found: Assessment) -> None:
-    """Write the metrics of each class, and the confusion matrix of exclusive classes, to a folder as CSV.
-
-    The files are SPLIT_classes.csv and SPLIT_confusion.csv.
-    """
+    """Write SPLIT_classes.csv, and SPLIT_confusion.csv for exclusive classes, to a folder."""
     metrics.write_per_class(folder / f"{found.split}_classes.csv", found.labels, found.per_class, found.answers)
     if found.confusion is not None:
         metrics.write_confusion(folder / f"{found.split}_confusion.csv", found.labels, found.confusion)
@@ -206,17 +201,13 @@ def as_ensemble(networks: Sequence[MobileNet], name: str = "") -> MobileNet:
 
 
 def write_predictions(path: str | Path, found: Assessment) -> None:
-    """Write a CSV table with a row for each clip.
-
-    A row contains the name, the labels (separated by ";"), the most probable class and all probabilities.
-    """
+    """Write a CSV table of clips: name, labels (separated by ";"), most probable class, all probabilities."""
     scores = found.scores
     rows = []
-    for key, said, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):
+    for key, row, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):
         true = ";".join(label for label, value in zip(found.labels, target * mask, strict=True) if value > 0.5)
-        rows.append((key, true, found.labels[int(said.argmax())], *(f"{value:.6g}" for value in said)))
-    with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("clip", "labels", "likeliest", *found.labels), *rows]))
+        rows.append((key, true, found.labels[int(row.argmax())], *(f"{value:.6g}" for value in row)))
+    write_csv(path, [("clip", "labels", "likeliest", *found.labels), *rows])
 
 
 def learned_from(model: MobileNet) -> Learned:
@@ -230,11 +221,7 @@ def learned_from(model: MobileNet) -> Learned:
 
 
 def columns(labels: Sequence[str], source: Source) -> Tensor:
-    """Return the index of each class of the data among the model's labels [C].
-
-    Raises:
-        ConfigError: if the model does not have all of them.
-    """
+    """Return the index of each class of the data among the model's labels [C]; a `ConfigError` if one is missing."""
     place = {label: i for i, label in enumerate(labels)}
     missing = [label for label in source.labels if label not in place]
     if missing:

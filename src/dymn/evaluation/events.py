@@ -86,7 +86,7 @@ def annotated_events(path: Path, kind: str = "auto") -> dict[Path, list[Annotati
         kind, path = detect(path)
     if kind == "csv":
         return read_events(path)
-    if kind not in ("annotations", "folder"):  # tables may lie deeper than `detect` looks
+    if kind not in ("annotations", "folder"):  # tables may be deeper than `detect` searches
         raise DataError(
             f"{path} contains clips ({kind}). Events need recordings with Raven selection tables or Audacity label "
             "tracks (.txt), or a table with the columns path, start, end and label."
@@ -119,7 +119,7 @@ def assess_events(
         DataError: if no annotated label is known, or no recording that can be read has an annotation of one.
         MissingExtraError: if sed_scores_eval is not installed.
     """
-    _scorers()  # what is missing is said before anything is computed
+    _scorers()  # reports a missing package before anything is computed
     names, unknown = known_labels(backend.labels, (one.label for ones in annotated.values() for one in ones))
     labels = tuple(label for label in backend.labels if label in names.values())
     if not labels:
@@ -139,11 +139,11 @@ def assess_events(
             truth[str(path)], found[str(path)] = truth_of(known, frames.seconds), frames
         if progress is not None:
             progress(number, len(annotated))
-    heard = {label for events in truth.values() for _, _, label in events}
-    if not heard:
+    present = {label for events in truth.values() for _, _, label in events}
+    if not present:
         reason = f": {next(iter(bad.values()))}" if bad else "."
         raise DataError(f"No recording that can be read has an annotation of a known label{reason}")
-    classes = tuple(label for label in labels if label in heard)
+    classes = tuple(label for label in labels if label in present)
     found = {name: of_labels(one, classes) for name, one in found.items()}
     events = {name: decide(one, settings, backend.card) for name, one in found.items()}
     figures = event_figures(truth, found, events, collar)
@@ -252,11 +252,7 @@ def event_figures(
 
 
 def _scorers() -> tuple[Any, ...]:
-    """Return pandas, and the modules of sed_scores_eval for bounds, intersections and segments.
-
-    Raises:
-        MissingExtraError: if one is not installed.
-    """
+    """Return pandas and the modules of sed_scores_eval, or raise a `MissingExtraError`."""
     with needing("Evaluating events", "sed"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its companions use what setuptools will remove
         import pandas

@@ -20,15 +20,13 @@ MAX_ITERATIONS = 5000
 
 
 class Examples:
-    """Embeddings [N, D] with targets and masks [N, C]; `exclusive` says that each clip has exactly one class."""
+    """Embeddings [N, D] with targets and masks [N, C]; `exclusive` means that each clip has exactly one class."""
 
     def __init__(self, vectors: Array, targets: Array, masks: Array, exclusive: bool) -> None:
         self.vectors, self.targets, self.masks, self.exclusive = vectors.astype(np.float64), targets, masks, exclusive
 
     def scores(self, train: Places, test: Places, c: float) -> Doubles:
-        """Learn from the clips `train` and return the scores [N, C] of the clips `test`.
-
-        A class that was never heard gets 0.
+        """Learn from the clips `train` and return the scores [N, C] of `test`; 0 for classes without training clips.
 
         Raises:
             MissingExtraError: if scikit-learn is not installed.
@@ -36,20 +34,21 @@ class Examples:
         with needing("Probing", "train"):
             from sklearn.preprocessing import StandardScaler
         scaler = StandardScaler().fit(self.vectors[train])
-        known, asked = scaler.transform(self.vectors[train]), scaler.transform(self.vectors[test])
+        known, unseen = scaler.transform(self.vectors[train]), scaler.transform(self.vectors[test])
         if self.exclusive:
-            return self._softmax(known, self.targets[train].argmax(axis=1), asked, c)
-        return self._logistic(known, self.targets[train] > 0.5, self.masks[train] > 0, asked, c)
+            return self._softmax(known, self.targets[train].argmax(axis=1), unseen, c)
+        return self._logistic(known, self.targets[train] > 0.5, self.masks[train] > 0, unseen, c)
 
-    def _softmax(self, known: Doubles, classes: npt.NDArray[np.intp], asked: Doubles, c: float) -> Doubles:
+    def _softmax(self, known: Doubles, classes: npt.NDArray[np.intp], unseen: Doubles, c: float) -> Doubles:
         from sklearn.linear_model import LogisticRegression
 
-        scores = np.zeros((len(asked), self.targets.shape[1]))
-        heard = np.unique(classes)
-        if len(heard) == 1:
-            scores[:, heard] = 1.0
+        scores = np.zeros((len(unseen), self.targets.shape[1]))
+        present = np.unique(classes)
+        if len(present) == 1:
+            scores[:, present] = 1.0
         else:
-            scores[:, heard] = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(known, classes).predict_proba(asked)
+            model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(known, classes)
+            scores[:, present] = model.predict_proba(unseen)
         return scores
 
     def _logistic(
@@ -57,17 +56,17 @@ class Examples:
         known: Doubles,
         positive: npt.NDArray[np.bool_],
         annotated: npt.NDArray[np.bool_],
-        asked: Doubles,
+        unseen: Doubles,
         c: float,
     ) -> Doubles:
         from sklearn.linear_model import LogisticRegression
 
-        scores = np.zeros((len(asked), positive.shape[1]))
+        scores = np.zeros((len(unseen), positive.shape[1]))
         for label in range(positive.shape[1]):
             rows = annotated[:, label]
             if positive[rows, label].any() and not positive[rows, label].all():
                 model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(known[rows], positive[rows, label])
-                scores[:, label] = model.decision_function(asked)
+                scores[:, label] = model.decision_function(unseen)
         return scores
 
     def choose(self, inner: Sequence[tuple[Places, Places]], metric: str) -> float:

@@ -14,19 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.errors import ConfigError, DataError
+from dymn.config import check_choice
+from dymn.errors import DataError
 from dymn.system.arrays import Array
 from dymn.system.extras import needing
-from dymn.system.files import atomic_write, csv_text, text_in
+from dymn.system.files import write_csv
 
 KINDS = ("tagging", "classification")
 
 
 class ClassResult(NamedTuple):
-    """The metrics of one class.
-
-    A metric is NaN if it is not defined (without positives; for ROC-AUC also without negatives).
-    """
+    """The metrics of one class; NaN if not defined (without positives; for ROC-AUC also without negatives)."""
 
     average_precision: float
     roc_auc: float
@@ -62,8 +60,7 @@ def evaluate(scores: Array, targets: Array, mask: Array | None = None, kind: str
         ConfigError: if `kind` is not allowed.
         DataError: if shapes do not match, scores are not finite, or no metric is defined.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}.")
+    check_choice("kind", kind, KINDS)
     if kind == "classification":
         return {"accuracy": accuracy(scores, targets), "clips": len(scores)}
     results = per_class(scores, targets, mask)
@@ -89,10 +86,7 @@ def mean_average_precision(scores: Array, targets: Array, mask: Array | None = N
 
 
 def roc_auc(scores: Array, targets: Array, mask: Array | None = None) -> float:
-    """Return the mean over classes of the area under the ROC curve.
-
-    Classes without positives or negatives are left out.
-    """
+    """Return the mean ROC-AUC over classes; classes without positives or negatives are left out."""
     return _mean([result.roc_auc for result in per_class(scores, targets, mask)])
 
 
@@ -118,9 +112,7 @@ def accuracy(scores: Array, targets: Array) -> float:
 def f1(
     scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging", threshold: float = 0.5
 ) -> float:
-    """Return the mean over classes of the harmonic mean of precision and recall.
-
-    Classes without positives are left out.
+    """Return the mean F1 over classes; classes without positives are left out.
 
     Args:
         scores: probabilities [N, C].
@@ -149,18 +141,18 @@ def class_answers(
         DataError: if shapes do not fit or scores are not finite.
     """
     score, target, annotated = _checked(scores, targets, mask)
-    said = score >= threshold
+    predicted = score >= threshold
     if kind == "classification":
-        said = np.arange(score.shape[1]) == score.argmax(axis=1)[:, None]
+        predicted = np.arange(score.shape[1]) == score.argmax(axis=1)[:, None]
     true = (target > 0.5) & annotated
-    counts = zip(*(np.sum(rows, axis=0).tolist() for rows in (said & true, true, said & annotated)), strict=True)
+    sums = (np.sum(rows, axis=0).tolist() for rows in (predicted & true, true, predicted & annotated))
     return [
         ClassAnswers(
             precision=hits / answers if answers else math.nan,
             recall=hits / positives if positives else math.nan,
             f1=2 * hits / (positives + answers) if positives else math.nan,
         )
-        for hits, positives, answers in counts
+        for hits, positives, answers in zip(*sums, strict=True)
     ]
 
 
@@ -177,9 +169,7 @@ def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
 
 
 def divergence(probabilities: Array, teacher: Array, kind: str) -> float:
-    """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats.
-
-    This is the loss minus the teacher's entropy.
+    """Return the mean Kullback-Leibler divergence from a teacher, in nats: the loss minus the teacher's entropy.
 
     Args:
         probabilities: probabilities of the model [N, C].
@@ -222,8 +212,7 @@ def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[
 def write_confusion(path: str | Path, labels: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
     """Write a confusion matrix as CSV: one row per class, one column per prediction."""
     rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
-    with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("class", *labels), *rows]))
+    write_csv(path, [("class", *labels), *rows])
 
 
 def write_per_class(
@@ -237,11 +226,10 @@ def write_per_class(
     if len(labels) != len(results):
         raise DataError(f"There are {len(results)} results for {len(labels)} classes.")
     rows = [
-        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in (*result, *said)))
-        for label, result, said in zip(labels, results, answers, strict=True)
+        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in (*result, *predicted)))
+        for label, result, predicted in zip(labels, results, answers, strict=True)
     ]
-    with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("label", *ClassResult._fields, *ClassAnswers._fields), *rows]))
+    write_csv(path, [("label", *ClassResult._fields, *ClassAnswers._fields), *rows])
 
 
 def fold_mean(results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

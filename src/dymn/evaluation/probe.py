@@ -20,6 +20,7 @@ from dymn.evaluation import metrics
 from dymn.evaluation.linear import Examples
 from dymn.evaluation.rounds import rounds_of
 from dymn.inference.embedding import Embedder, EmbedSettings
+from dymn.inference.windows import raising
 from dymn.system.arrays import Floats
 
 AUTO = "auto"
@@ -163,9 +164,8 @@ def embed_source(
                 yield clip.waveform[:samples]
 
     vectors = []
-    for found in embedder.embed_files(waveforms(), settings, sample_rate=source.sample_rate, batch_size=batch_size):
-        if found.error is not None:
-            raise found.error
+    rate = source.sample_rate
+    for found in raising(embedder.embed_files(waveforms(), settings, sample_rate=rate, batch_size=batch_size)):
         vectors.append(found.vector)
         if progress is not None:
             progress(kept[len(vectors) - 1] + 1, len(source))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,7 @@ class Round(NamedTuple):
 
 
 def rounds_of(catalog: Catalog, folds: int = 5) -> list[Round]:
-    """Return the rounds of a dataset: one for each of its folds; or one for its test set.
-
-    Or else one for each of `folds` equal parts.
+    """Return the rounds of a dataset: one for each of its folds, one for its test set, or `folds` equal parts.
 
     Settings are compared by leaving out one of the other folds after the other, on the validation set if there is one,
     or else by cross-validation within the training set. Parts are drawn by class, always alike.
@@ -80,15 +78,8 @@ def _inner(train: Places, catalog: Catalog) -> list[tuple[Places, Places]]:
 
 def _strata(catalog: Catalog) -> npt.NDArray[np.int64]:
     """Return the first class of each clip [N]; the number of classes for one that has none."""
-    strata: Any = np.array(
-        [_first(catalog.target_rows(slice(i, i + 1))[0]) for i in range(len(catalog.keys))], dtype=np.int64
-    )
-    return strata  # type: ignore[no-any-return]
-
-
-def _first(target: npt.NDArray[np.float32]) -> int:
-    positive = np.flatnonzero(target > 0.5)
-    return int(positive[0]) if len(positive) else len(target)
+    rows = (catalog.target_rows(slice(i, i + 1))[0] > 0.5 for i in range(len(catalog.keys)))
+    return np.array([row.argmax() if row.any() else len(row) for row in rows], dtype=np.int64)
 
 
 def parts(strata: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:

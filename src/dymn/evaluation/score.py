@@ -79,11 +79,7 @@ class _Recordings:
                 self.teacher[key] = self.teacher.get(key, 0.0) + weight * teacher[i]
 
     def scores(self, keys: Sequence[str], bad: dict[str, str], kind: str) -> Predictions:
-        """Return the scores of the recordings, in the order of `keys`, without the bad ones.
-
-        Raises:
-            DataError: if none is left.
-        """
+        """Return the scores of the recordings in the order of `keys`, or raise a `DataError` if all are bad."""
         good = [key for key in keys if key in self.predicted and key not in bad]
         if not good:
             raise DataError("No clip could be read, so nothing can be evaluated.")
@@ -177,18 +173,12 @@ def figures(scores: Predictions, kind: str) -> dict[str, Any]:
 
 
 def deciding_metric(found: dict[str, Any], task: TaskSpec) -> str:
-    """Return the name of the metric that selects the checkpoint.
-
-    It is the task's metric or, for clips without labels, the distance to the teacher.
-    """
+    """Return the metric that selects the checkpoint: the task's or, without labels, the distance to the teacher."""
     return task.metric if task.metric in found else "distillation"
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a value is at least as good as the best so far.
-
-    Of equally good epochs, the latest is selected.
-    """
+    """Whether a value is at least as good as the best so far; of equally good epochs, the latest is selected."""
     if best is None or best != best:
         return True
     return value <= best if metric in LOWER_IS_BETTER else value >= best

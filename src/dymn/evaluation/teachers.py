@@ -25,10 +25,7 @@ class TeacherOutput(NamedTuple):
 class OnlineTeachers:
     """An ensemble of models with the student's front end and classes.
 
-    Args:
-        models: the teachers, or arguments of `load_model`; they are set to evaluation mode.
-        student: the network that is trained.
-        device: where they run.
+    `models` are networks, which are set to evaluation mode, or arguments of `load_model`; `student` is trained.
 
     Raises:
         ConfigError: if a model has another front end or other classes.
@@ -38,9 +35,8 @@ class OnlineTeachers:
         self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device, blocks: bool = False
     ) -> None:
         networks = [(load_model(model) if isinstance(model, str) else model).to(device).eval() for model in models]
-        for network in networks:
-            network.check_clips()
         for model in networks:
+            model.check_clips()
             name = model.card.name or "in memory"
             if model.card.front_end != student.card.front_end:
                 raise ConfigError(

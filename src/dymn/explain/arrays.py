@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.audio import reading
-from dymn.config import FrontEndConfig, check
+from dymn.config import BlockConfig, FrontEndConfig, check
 from dymn.errors import AudioError
 from dymn.inference.windows import AudioLike
 from dymn.models.frontend import LogMel
@@ -25,7 +25,7 @@ from dymn.models.mobilenet import MobileNet
 from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write
 
-POSITIONS = ("expand", "depthwise", "project")
+POSITIONS = BlockConfig.POSITIONS
 MAX_SECONDS = 60.0
 
 

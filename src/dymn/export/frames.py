@@ -27,7 +27,7 @@ def frame_scores(nodes: Nodes, features: str, head: FrameHead, n_frames: int) ->
     Returns:
         the names of logits of frames [B, length, classes] and of clips [B, classes], both of the trained head.
     """
-    x = nodes.op("Squeeze", features, nodes.constant(np.array([2])))
+    x = nodes.op("Squeeze", features, [2])
     if n_frames != head.length:
         x = nodes.op("MatMul", x, nodes.constant(resampled(np.eye(n_frames), head.length), exact=True))
     x = nodes.op("Transpose", x, perm=[0, 2, 1])
@@ -77,7 +77,7 @@ def _gated(nodes: Nodes, x: str, mix: GatedAttention, length: int) -> str:
 
     mixed = _attention(nodes, turned(query), turned(key), value, mix.head_size)
     gates = nodes.op("Transpose", nodes.op("Sigmoid", linear(nodes, mix.gates, normed)), perm=[0, 2, 1])
-    return _joined(nodes, nodes.op("Mul", mixed, nodes.op("Unsqueeze", gates, nodes.constant(np.array([3])))), mix)
+    return _joined(nodes, nodes.op("Mul", mixed, nodes.op("Unsqueeze", gates, [3])), mix)
 
 
 def _hybrid(nodes: Nodes, x: str, mix: HybridMix, length: int) -> str:
@@ -88,8 +88,7 @@ def _hybrid(nodes: Nodes, x: str, mix: HybridMix, length: int) -> str:
     back = _minimal_gru(nodes, linear(nodes, mix.back, _flipped(nodes, normed)), length)
     both = linear(nodes, mix.recurrent, nodes.op("Concat", ahead, _flipped(nodes, back), axis=2))
     recurrent = _norm(nodes, _split(nodes, both, mix), mix.recurrent_norm)
-    half = nodes.constant(np.array([0.5]))
-    return _joined(nodes, nodes.op("Mul", nodes.op("Add", attention, recurrent), half), mix)
+    return _joined(nodes, nodes.op("Mul", nodes.op("Add", attention, recurrent), [0.5]), mix)
 
 
 def _recurrent(nodes: Nodes, x: str, model: Recurrent, length: int) -> str:
@@ -102,10 +101,10 @@ def _recurrent(nodes: Nodes, x: str, model: Recurrent, length: int) -> str:
         return np.stack([np.concatenate([part[gate] for gate in ZRN]) for part in parts])
 
     for layer in range(gru.num_layers):
-        weights = [nodes.constant(gates(f"weight_{kind}", layer)) for kind in ("ih", "hh")]
+        weights = [gates(f"weight_{kind}", layer) for kind in ("ih", "hh")]
         biases = np.concatenate([gates(f"bias_{kind}", layer) for kind in ("ih", "hh")], axis=1)
         y = nodes.op(
-            "GRU", x, *weights, nodes.constant(biases), direction="bidirectional", hidden_size=size,
+            "GRU", x, *weights, biases, direction="bidirectional", hidden_size=size,
             linear_before_reset=1,
         )  # fmt: skip
         # [T, 2, B, size] to [T, B, 2 size]
@@ -133,14 +132,11 @@ def _minimal_gru(nodes: Nodes, x: str, length: int) -> str:
 
 def _later(nodes: Nodes, x: str, step: int, length: int) -> str:
     """Move [B, T, C] by `step` frames, zeros before it."""
-    padded = nodes.op("Pad", x, nodes.constant(np.array([0, step, 0, 0, 0, 0])))
-    begin, end, axis = (nodes.constant(np.array([value])) for value in (0, length, 1))
-    return str(nodes.op("Slice", padded, begin, end, axis))
+    return str(nodes.op("Slice", nodes.op("Pad", x, [0, step, 0, 0, 0, 0]), [0], [length], [1]))
 
 
 def _flipped(nodes: Nodes, x: str) -> str:
-    begin, end, axis, step = (nodes.constant(np.array([value])) for value in (-1, -END, 1, -1))
-    return str(nodes.op("Slice", x, begin, end, axis, step))
+    return str(nodes.op("Slice", x, [-1], [-END], [1], [-1]))
 
 
 def _queries(nodes: Nodes, normed: str, mix: Heads) -> list[str]:

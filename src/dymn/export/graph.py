@@ -31,33 +31,25 @@ TINY = 1e-30
 
 
 def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
-    """Add log-mel spectrograms [B, 1, n_mels, frames] of waveforms [B, N], in float32.
-
-    N is at least n_fft / 2 + 2; the reflection at the edges needs it.
-    """
+    """Add log-mel spectrograms [B, 1, n_mels, frames] of waveforms [B, N] with N of at least n_fft / 2 + 2."""
     c = config
     reach = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # of the window from the middle of the frame
-    signal = nodes.op("Unsqueeze", waveform, nodes.constant(np.array([1])))  # [B, 1, N]
-    one, end, axis = nodes.constant(np.array([1])), nodes.constant(np.array([2**62])), nodes.constant(np.array([2]))
+    signal = nodes.op("Unsqueeze", waveform, [1])  # [B, 1, N]
+    one, end, axis = (nodes.constant([value]) for value in (1, 2**62, 2))
     later = nodes.op("Slice", signal, one, end, axis)
-    earlier = nodes.op("Slice", signal, nodes.constant(np.array([0])), nodes.constant(np.array([-1])), axis)
-    emphasised = nodes.op("Sub", later, nodes.op("Mul", earlier, nodes.constant(np.array([PREEMPHASIS]))))
-    padded = nodes.op("Pad", emphasised, nodes.constant(np.array([0, 0, reach, 0, 0, reach])), mode="reflect")
+    earlier = nodes.op("Slice", signal, [0], [-1], axis)
+    emphasised = nodes.op("Sub", later, nodes.op("Mul", earlier, [PREEMPHASIS]))
+    padded = nodes.op("Pad", emphasised, [0, 0, reach, 0, 0, reach], mode="reflect")
     basis = mel_basis(c, c.f_min, c.f_max)
     powers, bins = _powers(nodes, padded, c, np.flatnonzero(basis.any(axis=0)))
     filters = np.where(bins >= 0, basis[:, bins], 0)
     mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)
     if c.log_offset:
-        mel = nodes.op("Add", mel, nodes.constant(np.array([c.log_offset])))
+        mel = nodes.op("Add", mel, [c.log_offset])
     if c.log_floor:
-        mel = nodes.op("Max", mel, nodes.constant(np.array([c.log_floor])))
-    log = nodes.op("Log", mel)
-    scaled = nodes.op(
-        "Add",
-        nodes.op("Mul", log, nodes.constant(np.array([LOG_SCALE]))),
-        nodes.constant(np.array([LOG_SHIFT * LOG_SCALE])),
-    )
-    return str(nodes.op("Unsqueeze", scaled, nodes.constant(np.array([1]))))
+        mel = nodes.op("Max", mel, [c.log_floor])
+    scaled = nodes.op("Add", nodes.op("Mul", nodes.op("Log", mel), [LOG_SCALE]), [LOG_SHIFT * LOG_SCALE])
+    return str(nodes.op("Unsqueeze", scaled, [1]))
 
 
 def _powers(
@@ -98,12 +90,12 @@ def _powers(
             second[1, j, i] = np.stack([turn.imag, sign * turn.real], axis=1)
 
     if rest := taps * n_rows - c.win_length:
-        signal = nodes.op("Pad", signal, nodes.constant(np.array([0, 0, 0, 0, 0, rest])))
+        signal = nodes.op("Pad", signal, [0, 0, 0, 0, 0, rest])
     # What follows the last whole row belongs to no frame.
-    size = nodes.op("Slice", nodes.op("Shape", signal), nodes.constant(np.array([2])), nodes.constant(np.array([3])))
-    width = nodes.constant(np.array([n_rows]))
+    size = nodes.op("Slice", nodes.op("Shape", signal), [2], [3])
+    width = nodes.constant([n_rows])
     whole = nodes.op("Mul", nodes.op("Div", size, width), width)
-    cut = nodes.op("Slice", signal, nodes.constant(np.array([0])), whole, nodes.constant(np.array([2])))
+    cut = nodes.op("Slice", signal, [0], whole, [2])
     rows = nodes.op("Transpose", nodes.reshape(cut, 0, -1, n_rows), perm=[0, 2, 1])
     kernels = nodes.constant(first.reshape(-1, 1, taps), exact=True)
     parts = nodes.op("Conv", rows, kernels, strides=[c.hop_length // n_rows], group=n_rows)
@@ -128,15 +120,8 @@ def network(
         ConfigError: if the network has an attention for which there is no form in ONNX here.
     """
     stem = source.stem
-    pads = [int(p) for p in stem.padding]
-    x = nodes.op(
-        "Conv",
-        log_mel,
-        constant(nodes, stem.weight),
-        constant(nodes, stem.bias),
-        strides=list(stem.stride),
-        pads=pads * 2,
-    )
+    geometry: dict[str, Any] = {"strides": list(stem.stride), "pads": [int(p) for p in stem.padding] * 2}
+    x = nodes.op("Conv", log_mel, constant(nodes, stem.weight), constant(nodes, stem.bias), **geometry)
     x = nodes.op("HardSwish", x)
     n_bands = (n_mels - 1) // 2 + 1
     for block in source.blocks:
@@ -201,13 +186,8 @@ class _Block:
         context = None if block.context is None else self._context(x, block.context)
         if block.heads is not None and context is not None:
             read = linear(nodes, context.vector, block.heads)
-            sizes = block.sizes
-            many = len(sizes) > 1
-            self.heads = (
-                nodes.op("Split", read, nodes.constant(np.array(sizes)), axis=1, n_outputs=len(sizes))
-                if many
-                else [read]
-            )
+            n_parts = len(block.sizes)
+            self.heads = nodes.op("Split", read, block.sizes, axis=1, n_outputs=n_parts) if n_parts > 1 else [read]
         *expand, depthwise, project = (cast(FusedStage, stage) for stage in block.stages)
         y = self._stage(x, expand[0]) if expand else x
         y = self._stage(y, depthwise, (block.kernel_size, block.stride, block.time_stride))
@@ -244,22 +224,18 @@ class _Block:
         """Add Coordinate Attention in full or along one axis."""
         for name in ("time", "frequency"):
             if name in attention.axes:
-                weights = pointwise(
-                    self.nodes, self._pooled(getattr(context, name), name, attention.stride), attention.axes[name]
-                )
+                sequence = self._pooled(getattr(context, name), name, attention.stride)
+                weights = pointwise(self.nodes, sequence, attention.axes[name])
                 x = self.nodes.op("Mul", x, self.nodes.op("Sigmoid", weights))
         return x
 
     def _whole(self, x: str, source: nn.Module, context: ContextNames | None, channels: int) -> str:
-        """Add an attention that looks at the whole map."""
+        """Add an attention that needs the whole map."""
         if isinstance(source, OriginalCoordinateAttention):
             parts = folded_original(source)
             return self._weighed(x, Coordinates(parts, stride=1), self._context(x, Summary(parts)))
-        place, size = (
-            torch.zeros(1, channels, 1, 1),
-            0 if self.block.context is None else self.block.context.frequency.out_features,
-        )
-        point = torch.zeros(1, size, 1, 1)
+        place = torch.zeros(1, channels, 1, 1)
+        point = torch.zeros(1, 0 if self.block.context is None else self.block.context.frequency.out_features, 1, 1)
         example = None if context is None else Context(point[..., 0, 0], point, point)
         return trace(self.nodes, source, (x, context), (place, example))
 
@@ -271,11 +247,8 @@ class _Block:
         else:
             self.n_bands = (self.n_bands - 1) // depthwise[1] + 1
         size, *strides = depthwise or (1, 1, 1)
-        geometry: dict[str, Any] = {
-            "strides": strides,
-            "pads": [size // 2] * 4,
-            "group": 1 if depthwise is None else kernels.shape[1],
-        }
+        groups = 1 if depthwise is None else kernels.shape[1]
+        geometry: dict[str, Any] = {"strides": strides, "pads": [size // 2] * 4, "group": groups}
         bias = stage.bias.detach().cpu().numpy()
         mixture = nodes.op("Softmax", self._read(x), axis=1) if stage.dynamic else ""  # [B, K]
         if self.free_batch and stage.dynamic:
@@ -288,14 +261,13 @@ class _Block:
             )
             if stage.n_maps == 2 and not self.free_batch and not self.own:  # the maps are known before the convolution
                 return self._two_maps(x, kernel, nodes.constant(bias), self._maps(x, 2), geometry)
-            y = nodes.op("Conv", x, kernel, nodes.constant(bias), **geometry)
+            y = nodes.op("Conv", x, kernel, bias, **geometry)
             if depthwise is None and not stage.dynamic:
                 nodes.on_maps.append(y)
         if stage.n_maps:
-            maps = self._maps(y, stage.n_maps)
             values = [
                 nodes.op("Add", nodes.op("Mul", y, self._place(slope)), self._place(intercept))
-                for slope, intercept in maps
+                for slope, intercept in self._maps(y, stage.n_maps)
             ]
             return str(nodes.op("Max", *values)) if len(values) > 1 else str(values[0])
         return str(y) if stage.activation_name == "identity" else str(nodes.op(ACTIVATIONS[stage.activation_name], y))
@@ -310,8 +282,7 @@ class _Block:
             every = nodes.constant(kernels.swapaxes(0, 1).reshape(-1, *kernels.shape[2:]))  # [C K, 1, k, k]
             each = nodes.reshape(nodes.op("Conv", x, every, **geometry), 0, c_out, n_kernels, -1)  # [B, C, K, F' T']
             y = nodes.op("MatMul", nodes.reshape(mixture, -1, 1, 1, n_kernels), each)
-        y = nodes.op("Add", nodes.reshape(y, 0, c_out, self.n_bands, -1), nodes.constant(bias[:, None, None]))
-        return str(y)
+        return str(nodes.op("Add", nodes.reshape(y, 0, c_out, self.n_bands, -1), bias[:, None, None]))
 
     def _mix(self, mixture: str, kernels: Any) -> str:
         """Return the kernels [B, C_out C_in k k] of clips, mixed of [K, C_out, C_in, k, k]."""
@@ -326,14 +297,14 @@ class _Block:
         offsets = [(i == 0) - scale / 2 for i, scale in enumerate(scales)]
         found = []
         for values, scale, offset in zip(theta, scales, offsets, strict=True):
-            found.append(nodes.op("Add", nodes.op("Mul", values, nodes.constant([scale])), nodes.constant([offset])))
+            found.append(nodes.op("Add", nodes.op("Mul", values, [scale]), [offset]))
         return list(zip(found[:n_maps], found[n_maps:], strict=True))
 
     def _two_maps(self, x: str, kernel: str, bias: str, maps: list[tuple[str, str]], geometry: dict[str, Any]) -> str:
         """Add a convolution and the maximum of two maps, the steeper folded into the kernel as in the fused form."""
         nodes = self.nodes
         (slope0, intercept0), (slope1, intercept1) = ((nodes.reshape(a, -1), nodes.reshape(b, -1)) for a, b in maps)
-        slope0 = nodes.op("Add", slope0, nodes.constant([TINY]))  # not below 0 before, so nothing divides by 0
+        slope0 = nodes.op("Add", slope0, [TINY])  # not below 0 before, so nothing divides by 0
         first = nodes.op("Greater", slope0, nodes.op("Abs", slope1))
         steep, flat = nodes.op("Where", first, slope0, slope1), nodes.op("Where", first, slope1, slope0)
         top, other = nodes.op("Where", first, intercept0, intercept1), nodes.op("Where", first, intercept1, intercept0)
@@ -346,7 +317,7 @@ class _Block:
 
     def _place(self, values: str) -> str:
         """Let [B, C] stand at [B, C, 1, 1]."""
-        return str(self.nodes.op("Unsqueeze", values, self.nodes.constant(np.array([2, 3]))))
+        return str(self.nodes.op("Unsqueeze", values, [2, 3]))
 
     def _pooled(self, sequence: str, name: str, stride: int) -> str:
         if stride == 1:

@@ -31,11 +31,6 @@ def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.
     Its method `forward` takes log-mel spectrograms [1, 1, n_mels, frames] and gives probabilities [1, C], logits [1, C]
     and embedding [1, D]. The end of the file is a zip archive with `Plan.describe` as dymn.json.
 
-    Args:
-        model: the network, its card with it.
-        plan: what the file is to be.
-        calibrate: nothing; for the other formats.
-
     Raises:
         MissingExtraError: if the package executorch is missing.
     """
@@ -51,9 +46,7 @@ def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.
 
 
 def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
-    """Return a model as the content of a `.tflite` file for LiteRT.
-
-    Inputs, outputs and description are like those of `executorch`.
+    """Return a model as the content of a `.tflite` file for LiteRT, which is described as in `executorch`.
 
     Raises:
         MissingExtraError: if the package litert-torch is missing.
@@ -64,7 +57,7 @@ def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
     def lower(network: nn.Module, example: Tensor) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
-            with contextlib.redirect_stdout(sys.stderr):  # it tells of its steps
+            with contextlib.redirect_stdout(sys.stderr):  # it prints its steps
                 litert_torch.convert(network, (example,)).export(str(path))
             return path.read_bytes()
 

@@ -58,16 +58,11 @@ class LiteBlock(nn.Module):
         self.expand = LiteStage(expand[0]) if expand else None
         self.depthwise = LiteStage(depthwise, block.kernel_size, block.stride)
         self.project = LiteStage(project)
-        self.summary = (
-            None
-            if block.context is None
-            else nn.ModuleList([pointwise(block.context.frequency), pointwise(block.context.time)])
-        )
-        self.weights = nn.ModuleDict(
-            {name: pointwise(layer) for name, layer in block.attention.axes.items()}
-            if isinstance(block.attention, Coordinates)
-            else {}
-        )
+        self.summary: nn.ModuleList | None = None
+        if block.context is not None:
+            self.summary = nn.ModuleList([pointwise(block.context.frequency), pointwise(block.context.time)])
+        axes = dict(block.attention.axes.items()) if isinstance(block.attention, Coordinates) else {}
+        self.weights = nn.ModuleDict({name: pointwise(layer) for name, layer in axes.items()})
         self.attention = block.attention.source if isinstance(block.attention, WholeMap) else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ class Nodes:
         self.constants: list[onnx.TensorProto] = []
         self.on_maps: list[str] = []  # pointwise convolutions of whole maps with kernels that are constant
 
-    def op(self, kind: str, *inputs: str, n_outputs: int = 1, **attributes: Any) -> Any:
-        """Add an operation; return the name of its output, or a list of names if there are several."""
+    def op(self, kind: str, *inputs: str | npt.ArrayLike, n_outputs: int = 1, **attributes: Any) -> Any:
+        """Add an operation; return the name of its output, or several; inputs are names, or values of a `constant`."""
+        names = [given if isinstance(given, str) else self.constant(given) for given in inputs]
         outputs = [f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(n_outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes))
+        self.nodes.append(helper.make_node(kind, names, outputs, name=outputs[0], **attributes))
         return outputs[0] if n_outputs == 1 else outputs
 
     def constant(self, values: npt.ArrayLike, exact: bool = False) -> str:
@@ -33,7 +34,7 @@ class Nodes:
 
         Args:
             values: floating-point numbers become float32, whole ones int64.
-            exact: whether it stays as it is in a file of lower precision too; its name says so.
+            exact: whether it is unchanged in a file of lower precision, too; its name begins with `EXACT`.
         """
         array = np.asarray(values)
         array = np.asarray(array, np.float32 if array.dtype.kind == "f" else np.int64, order="C")
@@ -43,7 +44,7 @@ class Nodes:
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape: 0 keeps a dimension, -1 is what is left."""
-        return str(self.op("Reshape", x, self.constant(np.array(shape))))
+        return str(self.op("Reshape", x, shape))
 
     def model(
         self, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[Any]]], doc: str

@@ -28,12 +28,6 @@ def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
     Its input is `waveform` [B, N] or `log_mel` [B, 1, n_mels, frames]; its outputs are `probabilities` [B, C], `logits`
     [B, C] and `embedding` [B, D]. Labels, front end, licence and temperature are JSON in its metadata, under "dymn".
 
-    Args:
-        model: the network, or networks whose logits are averaged, the card with it.
-        plan: what the file is to be.
-        calibrate: waveforms [N]; with int8, convolutions that pay are computed in integers in the ranges that are found
-            on these.
-
     Raises:
         ConfigError: if the network has a part that cannot be exported, or is too large for a file.
         MissingExtraError: if the package onnx is missing.
@@ -96,11 +90,7 @@ def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
 
 
 def open_onnx(content: bytes) -> FileRunner:
-    """Return what runs a file.
-
-    Raises:
-        ConfigError: if the package onnxruntime is missing.
-    """
+    """Return what runs a file, or raise a `MissingExtraError` if onnxruntime is missing."""
     from dymn.runtime.onnx_backend import OnnxBackend
 
     return OnnxBackend(content).outputs

@@ -103,12 +103,12 @@ def compare(
         clip = plan.clip(waveform, card, lengths[i % len(lengths)])
         found = run(plan.feed(clip, card))
         got.append([part[0] for part in found[:2]])
-        *said, of_frames = _said(model, front_end(torch.from_numpy(clip)))
-        expected.append(said)
+        *of_clips, of_frames = _outputs(model, front_end(torch.from_numpy(clip)))
+        expected.append(of_clips)
         if sequence_of(model):
             frames = max(frames, float(abs(of_frames - found[3][0]).max()))
         if rounds:
-            again = _said(model, torch.from_numpy(other_front_end(clip[0])[None]))[2]
+            again = _outputs(model, torch.from_numpy(other_front_end(clip[0])[None]))[2]
             rounding = max(rounding, float(abs(of_frames - again).max()))
     (p, logits_of_file), (q, logits_of_model) = (np.stack(parts, axis=1) for parts in (got, expected))
     difference = abs(p - q)
@@ -126,7 +126,7 @@ def compare(
     )
 
 
-def _said(model: Exportable, log_mel: torch.Tensor) -> tuple[npt.NDArray[np.float32], ...]:
+def _outputs(model: Exportable, log_mel: torch.Tensor) -> tuple[npt.NDArray[np.float32], ...]:
     """Return probabilities [C] and logits [C] of one clip, and the probabilities of its frames, if it has some."""
     with torch.no_grad():
         if isinstance(model, MobileNet) and model.config.sequence is not None:

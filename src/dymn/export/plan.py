@@ -11,7 +11,7 @@ import torch
 
 from dymn import __version__
 from dymn.audio.windows import fill
-from dymn.config import ModelCard, SequenceConfig, check, to_dict
+from dymn.config import ModelCard, SequenceConfig, check, check_choice, to_dict
 from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
@@ -81,8 +81,8 @@ class Plan:
     seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (("format", FORMATS), ("input", INPUTS), ("precision", tuple(PRECISIONS))):
-            check(getattr(self, name) in allowed, f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
+        for name, allowed in {"format": FORMATS, "input": INPUTS, "precision": PRECISIONS}.items():
+            check_choice(name, getattr(self, name), allowed)
         check(
             self.format == "onnx" or self.precision == "fp32",
             f"precision is {self.precision!r}; the format {self.format} has only fp32.",
@@ -94,11 +94,7 @@ class Plan:
         )
 
     def n_samples(self, card: ModelCard) -> int:
-        """Return the length of a clip in samples.
-
-        Raises:
-            ConfigError: if that is too short for the front end.
-        """
+        """Return the samples of a clip, or raise a `ConfigError` if they are too few for the front end."""
         rate, least = card.front_end.sample_rate, card.front_end.n_fft // 2 + 2
         n_samples = round(self.seconds * rate)
         check(n_samples >= least, f"seconds is {self.seconds}; it must be at least {least / rate:.3f}.")
@@ -119,7 +115,7 @@ class Plan:
         return log_mel
 
     def describe(self, model: Exportable) -> dict[str, Any]:
-        """Return what is written into the file in addition to the network, as plain JSON types."""
+        """Return the metadata that are written into the file, as plain JSON types."""
         return {
             "format": VERSION,
             "dymn": __version__,
@@ -136,7 +132,7 @@ class Plan:
         """Return the number of samples between two frames of a frame-wise network, for clips of this length.
 
         Raises:
-            ConfigError: if frames would not lie on whole samples.
+            ConfigError: if frames would not start at whole samples.
         """
         samples, frames = self.n_samples(card), sequence.length
         check(

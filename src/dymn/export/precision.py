@@ -30,9 +30,7 @@ faster.
 
 
 def narrow(model: onnx.ModelProto, precision: str) -> None:
-    """Store the large constants of a graph in "fp16" or "int8", in place.
-
-    They are widened to float32 when the file is loaded.
+    """Store the large constants of a graph in "fp16" or "int8", in place; they are widened when a file is loaded.
 
     The front end's constants, biases and scales stay as they are. In int8 the weights of one output share a scale.
     """
@@ -76,9 +74,7 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
 def compute_in_integers(
     model: onnx.ModelProto, convolutions: Sequence[str], clips: Sequence[npt.NDArray[np.float32]]
 ) -> onnx.ModelProto:
-    """Return a graph with convolutions that take and give 8 bits.
-
-    Kernels with a scale for each channel, maps with one each.
+    """Return a graph with convolutions in 8 bits: a scale for each channel of a kernel, and one for each map.
 
     Args:
         model: the graph in float32.

@@ -41,10 +41,7 @@ class Program(nn.Module):
 
 
 class EveryKernel(nn.Module):
-    """A dynamic depthwise convolution that mixes the outputs of all K kernels.
-
-    With clips as groups, their number could not be free.
-    """
+    """A dynamic depthwise convolution that mixes the outputs of all K kernels, for any number of clips."""
 
     def __init__(self, source: DynamicConv2d) -> None:
         super().__init__()
@@ -66,11 +63,6 @@ def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
 
     It takes what `Plan.feed` gives, and returns probabilities, logits and embedding. The extra file "dymn" holds
     `Plan.describe`.
-
-    Args:
-        model: the network, or networks whose logits are averaged, the card with it.
-        plan: what the file is to be.
-        calibrate: nothing; for the other formats.
 
     Raises:
         ConfigError: if PyTorch is too old to leave a dimension open.

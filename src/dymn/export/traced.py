@@ -1,7 +1,4 @@
-"""Any attention mechanism as ONNX operations.
-
-Its `forward`, a straight line, is traced and put into ONNX step by step.
-"""
+"""Any attention mechanism as ONNX operations: its `forward` is traced and converted step by step."""
 
 from __future__ import annotations
 
@@ -98,14 +95,11 @@ def constant(nodes: Nodes, tensor: Tensor | None) -> str:
     return nodes.constant(tensor.detach().cpu().numpy())
 
 
-def operands(nodes: Nodes, *values: Any) -> list[str]:
-    """Return names; numbers become constants."""
-    return [value if isinstance(value, str) else nodes.constant([float(value)]) for value in values]
-
-
 def plain(kind: str) -> Callable[..., str]:
     """Return the step that is one operation on its operands."""
-    return lambda nodes, *values, inplace=False: nodes.op(kind, *operands(nodes, *values))
+    return lambda nodes, *values, inplace=False: nodes.op(
+        kind, *(value if isinstance(value, str) else [float(value)] for value in values)
+    )
 
 
 def reduction(kind: str) -> Callable[..., str]:
@@ -114,7 +108,7 @@ def reduction(kind: str) -> Callable[..., str]:
     def step(nodes: Nodes, x: str, dim: int | Sequence[int], keepdim: bool = False) -> str:
         axes = [dim] if isinstance(dim, int) else list(dim)
         if kind == "ReduceSum":  # the only one whose axes are an input in this opset
-            return str(nodes.op(kind, x, nodes.constant(np.array(axes)), keepdims=int(keepdim)))
+            return str(nodes.op(kind, x, axes, keepdims=int(keepdim)))
         return str(nodes.op(kind, x, axes=axes, keepdims=int(keepdim)))
 
     return step
@@ -122,9 +116,7 @@ def reduction(kind: str) -> Callable[..., str]:
 
 def joined(nodes: Nodes, parts: Sequence[str], dim: int = 0) -> str:
     """Lay tensors together along a new axis."""
-    return str(
-        nodes.op("Concat", *(nodes.op("Unsqueeze", part, nodes.constant(np.array([dim]))) for part in parts), axis=dim)
-    )
+    return str(nodes.op("Concat", *(nodes.op("Unsqueeze", part, [dim]) for part in parts), axis=dim))
 
 
 def var_mean(nodes: Nodes, x: str, dim: Sequence[int], correction: int) -> tuple[str, str]:
@@ -134,7 +126,7 @@ def var_mean(nodes: Nodes, x: str, dim: Sequence[int], correction: int) -> tuple
     mean = nodes.op("ReduceMean", x, axes=list(dim))
     centred = nodes.op("Sub", x, mean)
     variance = nodes.op("ReduceMean", nodes.op("Mul", centred, centred), axes=list(dim), keepdims=0)
-    return variance, nodes.op("Squeeze", mean, nodes.constant(np.array(dim)))
+    return variance, nodes.op("Squeeze", mean, list(dim))
 
 
 def item(nodes: Nodes, x: Any, index: Any) -> Any:
@@ -143,13 +135,13 @@ def item(nodes: Nodes, x: Any, index: Any) -> Any:
         return x[index]
     places = list(index) if isinstance(index, tuple) else [index]
     if places[0] is Ellipsis and set(places[1:]) == {None}:
-        return nodes.op("Unsqueeze", x, nodes.constant(np.arange(1 - len(places), 0)))
+        return nodes.op("Unsqueeze", x, np.arange(1 - len(places), 0))
     axis = 0
     for place in places:
         if place is None:
-            x = nodes.op("Unsqueeze", x, nodes.constant(np.array([axis])))
+            x = nodes.op("Unsqueeze", x, [axis])
         elif isinstance(place, int):
-            x = nodes.op("Gather", x, nodes.constant(np.array(place)), axis=axis)
+            x = nodes.op("Gather", x, place, axis=axis)
         elif place != slice(None):
             raise ConfigError(f"The index {place} cannot be exported to ONNX. Supported: numbers, None, and : alone.")
         axis += not isinstance(place, int)

@@ -23,7 +23,7 @@ Clips = Sequence[npt.NDArray[np.float32]]
 
 
 class Writer(NamedTuple):
-    """How a format is made, and how what was made is run."""
+    """How a format is made, from a model with its card, a plan and clips to calibrate int8 on, and how it is run."""
 
     build: Callable[[Any, Plan, Clips], bytes]
     open: Callable[[bytes], FileRunner]
@@ -54,7 +54,7 @@ def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes
     """Return a model as the content of a file.
 
     Args:
-        model: the network, or networks whose logits are averaged, the card with it.
+        model: the network, or networks whose logits are averaged.
         calibrate: clips; with int8, convolutions that pay are computed in integers in the ranges that are found on
             these.
         settings: those of `Plan`.
@@ -73,11 +73,7 @@ def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes
 
 
 def check_kind(model: Exportable, plan: Plan) -> None:
-    """Reject what there is not for ensembles and frame-wise networks.
-
-    Raises:
-        ConfigError: naming what there is.
-    """
+    """Raise a `ConfigError` for what is not available for ensembles and frame-wise networks."""
     if isinstance(model, MeanOfLogits):
         check(plan.format in ("onnx", "torch"), f"format is {plan.format!r}; ensembles are exported as onnx or torch.")
         framewise = any(network.config.sequence for network in networks(model))
@@ -104,12 +100,10 @@ def export_model(
     """Write a model as a file, unless the file gives other numbers than PyTorch does with the model.
 
     Args:
-        model: the network, or networks whose logits are averaged, the card with it.
+        model, calibrate, settings: as for `build`.
         path: the file to write.
-        clips: what to compare on, in addition to a few made sounds; those of `calibrate` if there are none.
+        clips: clips to compare on, besides a few made sounds; by default, those of `calibrate`.
         tolerance: what probabilities may differ by; that of `PRECISIONS` if None.
-        calibrate: as for `build`.
-        settings: those of `Plan`.
 
     Raises:
         ExportError: if the numbers differ by more than is allowed; nothing is written.

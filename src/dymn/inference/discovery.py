@@ -1,7 +1,4 @@
-"""The recordings of a run.
-
-The trees that paths name are walked once, and a file opened for inspection is not opened again.
-"""
+"""The recordings of a run: each tree is walked once, and a file opened for inspection is not opened again."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ class Listed(NamedTuple):
 
 
 class Unreadable:
-    """A recording that was found to be unreadable, as a file object that says so again without opening it."""
+    """A recording that was found to be unreadable, as a file object that raises the error again without opening it."""
 
     def __init__(self, path: Path | str, error: AudioError) -> None:
         self.name = os.fspath(path)
@@ -99,9 +96,8 @@ class Discovery:
     def any_readable(self) -> bool:
         """Whether any recording can be opened.
 
-        Those that cannot are remembered, and the first that can stays open for its reader.
-
-        So a wrong path is reported before a model is loaded. What can be read only once is taken to be good.
+        A wrong path is thus reported before a model is loaded. Recordings that cannot be opened are remembered, and the
+        first that can stays open for its reader. Sources that can be read only once count as readable.
         """
         for item in self._rest:
             self._met.append(item)
@@ -117,7 +113,7 @@ class Discovery:
         try:
             handle = self._stack.enter_context(cast(BinaryIO, open(os.fspath(path), "rb")))  # noqa: SIM115
         except (OSError, ValueError):
-            handle = None  # the decoder says what is wrong, in its words
+            handle = None  # the decoder reports the error
         try:
             if handle is None or not self._partial:
                 self.seconds[os.fspath(path)] = reading.probe(path if handle is None else handle).seconds or 0.0
@@ -131,12 +127,9 @@ class Discovery:
         return True
 
     def source(self, path: Path | str) -> AudioLike:
-        """Return the source to read a recording from.
-
-        This is its path, or the first time the file that is already open, unless another file now has its path.
-        """
+        """Return a path, or the first time the file that is already open, unless another file now has its path."""
         held = self._held.pop(whole(path), path)
-        if isinstance(held, io.IOBase) and not _is_at(held, path):
+        if isinstance(held, io.IOBase) and identity(held.fileno()) != identity(path):
             held.close()
             held = path
         return cast("AudioLike", held)
@@ -163,13 +156,8 @@ def whole(path: Path | str) -> str:
     return name if name == "-" or "://" in name else os.path.abspath(name)
 
 
-def _is_at(file: io.IOBase, path: Path | str) -> bool:
-    status = os.fstat(file.fileno())
-    return identity(path) == (status.st_dev, status.st_ino)
-
-
-def identity(path: Path | str) -> tuple[int, int] | None:
-    """Return by what a file is known whatever its names: device and inode; None if there is none."""
+def identity(path: Path | str | int) -> tuple[int, int] | None:
+    """Return device and inode of a file, by its path or descriptor; None if there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
-from dymn.errors import DymnError
-from dymn.inference.windows import AudioLike, Piece, RecordingInfo, one_result, run_windows
+from dymn.inference.windows import AudioLike, Piece, Result, one_result, raising, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.layers import LAST, is_last
 from dymn.system.arrays import Floats
@@ -50,7 +49,7 @@ class EmbedSettings(ReadSettings):
 
 
 @dataclass(frozen=True)
-class Embedding(RecordingInfo):
+class Embedding(Result):
     """The embedding of one recording, or the error that prevented it.
 
     Attributes:
@@ -62,12 +61,9 @@ class Embedding(RecordingInfo):
         error: why there is no embedding, or None.
     """
 
-    name: str
-    seconds: float = 0.0
     vector: Floats = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
     windows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     spans: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)), repr=False)
-    error: DymnError | None = None
 
 
 class Embedder:
@@ -101,14 +97,14 @@ class Embedder:
         Raises:
             ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
         """
-        self.backend = model if isinstance(model, Backend) else _torch_backend(model, precision)
+        self.backend = model if isinstance(model, Backend) else _copied(model, precision)
         self._averages: LayerAverages | None = None
         if is_last(layers):
             self.layers: tuple[str, ...] = (LAST,)
             self.size = self.backend.embedding_size
             self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
             return
-        network = self.backend.network()  # first: it says what to install where there is no PyTorch
+        network = self.backend.network()  # first: its error names what to install if PyTorch is missing
         from dymn.runtime.layer_averages import LayerAverages
 
         self._averages = LayerAverages(network, layers, self.backend.precision)
@@ -156,10 +152,7 @@ class Embedder:
         """
         checked = from_dict(EmbedSettings, settings)
         one_result(checked)
-        found = next(self.embed_files([source], checked, sample_rate=sample_rate))
-        if found.error is not None:
-            raise found.error
-        return found
+        return next(raising(self.embed_files([source], checked, sample_rate=sample_rate)))
 
     def embed_files(
         self,
@@ -221,7 +214,7 @@ class Embedder:
             rows, spans = [], []
 
 
-def _torch_backend(model: MobileNet, precision: str) -> Backend:
+def _copied(model: MobileNet, precision: str) -> Backend:
     """Return a backend for a copy of a network, on the device where it is."""
     from dymn.runtime.torch_backend import TorchBackend
 

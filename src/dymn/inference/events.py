@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import ModelCard, check
-from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.methods import Around, Nearby
+from dymn.inference.methods import Around, Nearby, odd_frames
 from dymn.inference.selection import SPECIFIC_SHARE
-from dymn.inference.windows import AudioLike, RecordingInfo
+from dymn.inference.windows import AudioLike, Result
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
@@ -97,7 +96,7 @@ class EventSettings(FrameSettings):
     def around(self, step: float) -> Around:
         """Return the neighbourhood of a frame; `step` is the time between frames in the recording."""
         step /= self.speed  # settings are seconds of the signal as played
-        half = max(0, round((self.rule().median / step - 1) / 2))
+        half = odd_frames(self.rule().median, step) // 2
         return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
     def rule(self) -> Rule:
@@ -112,20 +111,10 @@ class EventSettings(FrameSettings):
 
 
 @dataclass(frozen=True)
-class EventRecording(RecordingInfo):
-    """The events of one recording, or the error that prevented them.
+class EventRecording(Result):
+    """The events of one recording in the order of their starts, or the error that prevented them."""
 
-    Attributes:
-        name: the path as given; "-" for standard input, "" for sources without a name.
-        seconds: the length of the recording.
-        events: in the order of their starts.
-        error: why there are no events, or None.
-    """
-
-    name: str
-    seconds: float = 0.0
     events: Sequence[Event] = ()
-    error: DymnError | None = None
 
 
 def event_files(
@@ -159,7 +148,7 @@ def collect_events(
     """Return the events of recordings, from their frames in parts; `card` is the model's, with its thresholds.
 
     Raises:
-        ConfigError: at once, if thresholds are asked for that the model does not carry.
+        ConfigError: at once, if thresholds are requested that the model does not contain.
     """
     return _collect(parts, lambda: Decider(labels, settings, card), Decider(labels, settings, card))
 
@@ -183,7 +172,7 @@ def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCar
     Args:
         frames: what to decide on.
         settings: how.
-        card: of the model, with the thresholds that it carries; needed where `settings` ask for them.
+        card: of the model, with the thresholds that it carries; needed if `settings` use them.
     """
     decider = Decider(frames.labels, settings, card)
     decider.feed(frames.times, frames.scores)
@@ -191,10 +180,7 @@ def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCar
 
 
 class _Passage(NamedTuple):
-    """A passage of one label above the lower threshold.
-
-    It has a start and an end in seconds, and its highest probability.
-    """
+    """A passage of one label above the lower threshold: start and end in seconds, and its highest probability."""
 
     start: float
     end: float
@@ -213,7 +199,7 @@ class Decider:
         """Prepare for the probabilities of `labels`, some or all of those of a model.
 
         Raises:
-            ConfigError: if thresholds are asked for that the model does not carry.
+            ConfigError: if thresholds are requested that the model does not contain.
         """
         self._settings = settings or EventSettings()
         self._tracker = EventTracker(labels, self._settings, card)
@@ -240,7 +226,7 @@ class Decider:
     def finish(self, seconds: float) -> list[Event]:
         """Return the events of a recording of `seconds` by start time; of equal starts, the likeliest comes first.
 
-        Frames beyond its end are listened to, and events end with it.
+        Frames beyond its end are used, and events end with it.
         """
         if count := len(self._times):
             if not self._is_begun:
@@ -275,11 +261,7 @@ class EventTracker:
     """
 
     def __init__(self, labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None) -> None:
-        """Prepare for the probabilities of `labels`; the median of `settings` is left to the caller.
-
-        Raises:
-            ConfigError: as `Decider`.
-        """
+        """Prepare for the probabilities of `labels`, as `Decider`, but the caller applies the median."""
         self._labels = labels
         # settings are seconds of the signal as played, and frames have times of the recording
         rule = settings.rule()

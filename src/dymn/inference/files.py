@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dymn.errors import DymnError
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
-from dymn.inference.windows import AudioSource, Piece, RecordingInfo, run_windows
+from dymn.inference.windows import AudioSource, Piece, Result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
 
 @dataclass(frozen=True)
-class Recording(RecordingInfo):
+class Recording(Result):
     """The tags of one recording, or the error that prevented them.
 
     Attributes:
@@ -27,12 +26,9 @@ class Recording(RecordingInfo):
         error: why there are no tags, or None.
     """
 
-    name: str
-    seconds: float = 0.0
     tags: Sequence[Tag] = ()
     timeline: Sequence[WindowTags] = ()
     scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
-    error: DymnError | None = None
 
 
 def tag_files(
@@ -45,9 +41,7 @@ def tag_files(
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Tag recordings in order, with windows of several recordings in a batch.
-
-    Memory does not grow with the length of the recordings.
+    """Tag recordings in order, with windows of several in a batch; memory does not grow with their length.
 
     Args:
         backend: runs the network.

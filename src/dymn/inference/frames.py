@@ -87,14 +87,10 @@ def frames(
 ) -> Frames:
     """Return the probabilities of labels at points in time.
 
-    An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of
-    them at a time.
+    An hour has some 12,000 frames, 24 MB for AudioSet's 527 labels; `frame_parts` yields them in parts.
 
     Args:
-        backend: computes the network.
-        source: as in `dymn.inference.files.tag_files`.
-        sample_rate: of an array, in Hz.
-        settings: how, and which labels.
+        backend, source, sample_rate, settings: as in `dymn.Tagger.frames`.
         heard: called with each block of samples [n] that is read.
 
     Raises:
@@ -108,11 +104,7 @@ def frames(
 
 
 def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings) -> Frames:
-    """Return the parts of a recording as one.
-
-    Raises:
-        DymnError: that which ended the recording, if one did.
-    """
+    """Return the parts of a recording as one, or raise the error that ended it."""
     settings = settings.of(backend)
     last = parts[-1]
     if last.error is not None:
@@ -126,11 +118,7 @@ def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
-    """Return the labels that are asked for, in the order of a backend's.
-
-    Raises:
-        ConfigError: if a pattern matches no label.
-    """
+    """Return the selected labels in the order of the backend's; a `ConfigError` if a pattern matches none."""
     return tuple(backend.labels[i] for i in Selection(backend.card, settings.tagging()).allowed)
 
 

@@ -63,7 +63,7 @@ def stored(size: int) -> Kind[Embedding]:
         rows = np.frombuffer(packed, kind)
         return Embedding(name, seconds, windows=rows["vector"].astype(np.float32), spans=rows["span"])
 
-    return Kind(pack, unpack, lambda name, error: Embedding(name, error=error))
+    return Kind(pack, unpack, Embedding)
 
 
 def _row(size: int) -> np.dtype[Any]:
@@ -77,11 +77,7 @@ def unit(vectors: Floats) -> Floats:
 
 
 def new_graph(size: int) -> Any:
-    """Return an empty graph of vectors of `size` values.
-
-    Raises:
-        MissingExtraError: if USearch is not installed.
-    """
+    """Return an empty graph of vectors of `size` values, or raise a `MissingExtraError`."""
     try:
         from usearch.index import Index
     except ImportError as error:
@@ -127,11 +123,7 @@ class WindowTable:
         return zip(self.recordings, self.digests, self.firsts, self.spans, strict=True)
 
     def window(self, key: int) -> tuple[str, float, float]:
-        """Return the recording, start and end of a window.
-
-        Raises:
-            DataError: if there is no such window.
-        """
+        """Return recording, start and end of a window, or raise a `DataError` if there is none."""
         place = int(np.searchsorted(self.firsts, key, side="right")) - 1
         if place < 0 or key - self.firsts[place] >= len(self.spans[place]):
             raise DataError(
@@ -151,12 +143,9 @@ class SoundIndex:
 
     Attributes:
         path: of the graph.
-        model: the name of the model, or its path.
-        digest: SHA-256 of the model's file.
+        model: the name of the model, or its path; `digest` is the SHA-256 of its file.
         parameters: how recordings were cut, as JSON types.
         size: number of values of an embedding, D.
-        table: its windows.
-        graph: of the library.
     """
 
     path: Path
@@ -217,11 +206,7 @@ def open_index(folder: Path) -> SoundIndex:
 
 
 def check_model(folder: Path, model: str, digest: str) -> None:
-    """Reject a model other than that of an index, if there is one.
-
-    Raises:
-        ConfigError: naming both models.
-    """
+    """Raise a `ConfigError` if there is an index of another model."""
     try:
         about = json.loads(read_bounded(folder / POINTER, MAX_POINTER))
         old, before = str(about["model"]), str(about["digest"])

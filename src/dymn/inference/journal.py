@@ -43,10 +43,7 @@ _VALID = "done.path = listed.path AND done.size = listed.size AND done.changed =
 
 
 class Stamp(NamedTuple):
-    """Size in bytes and time of modification in nanoseconds, by which a change of a file is seen.
-
-    They are -1 and 0 if there is no file.
-    """
+    """Size in bytes and time of modification in ns, which show changes of a file; -1 and 0 if there is none."""
 
     size: int
     changed: int
@@ -193,10 +190,7 @@ class Journal:
         self._committed = time.monotonic()
 
     def find(self, paths: Iterable[Listed]) -> None:
-        """List recordings, each once.
-
-        In the order of the paths that named them, within each sorted by the parts of their names.
-        """
+        """List recordings, each once, in the order of the paths that named them, then by the parts of their names."""
         with self._readable_errors():
             self._database.execute("DELETE FROM listed")
             self._database.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?, ?)", map(_row, paths))
@@ -272,10 +266,7 @@ class Journal:
         )
 
     def complete(self, keep: bool) -> None:
-        """Record that the output is complete.
-
-        The journal is removed, or kept so that failed recordings can be tried again.
-        """
+        """Record that the output is complete; remove the journal unless failed recordings are to be retried."""
         with self._readable_errors():
             self._write_facts(complete=True)
             self.commit()
@@ -324,10 +315,7 @@ class Journal:
 
 
 def _row(listed: Listed) -> tuple[bytes, bytes, bytes, int, int]:
-    """Return a row of the table of recordings.
-
-    Places are in the order of the parts of paths, as those of `pathlib` are.
-    """
+    """Return a row of the table of recordings, whose places are in the order of the parts of paths."""
     given = Path(listed.path)
     name, path = os.fsencode(given), os.fsencode(given.absolute())
     place = struct.pack(">I", listed.number) + b"\0".join(map(os.fsencode, given.parts))

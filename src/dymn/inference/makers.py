@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from dymn.audio.settings import ReadSettings
-from dymn.inference.methods import LONG, FrameSettings, Times
+from dymn.inference.methods import LONG, FrameSettings, Times, odd_frames
 from dymn.inference.selection import Selection
 from dymn.inference.windows import Piece
 from dymn.runtime.backend import Backend
@@ -18,12 +18,7 @@ from dymn.system.arrays import Floats
 class FrameMaker(ABC):
     """How windows become frames: how they are cut and computed, and the frames that are complete after each.
 
-    Attributes:
-        window: seconds of a window.
-        hop: seconds from the start of one window to the next.
-        fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
-        read: how recordings are read.
-        joins: whether a short remainder joins the window before it.
+    It is a `dymn.inference.windows.Cutting`; `joins` states whether a short remainder joins the window before it.
     """
 
     fill: str
@@ -44,10 +39,7 @@ class FrameMaker(ABC):
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
-        """Return the remaining frames of a recording of `seconds`, or none if it failed (None).
-
-        The recording is then forgotten.
-        """
+        """Return the remaining frames of a recording of `seconds`, none if it failed (None), and forget it."""
         return np.empty(0), np.empty((0, len(self._chosen)), np.float32)
 
 
@@ -68,9 +60,8 @@ class _WindowFrames(FrameMaker):
 class _ActivationFrames(FrameMaker):
     """The frames of the last feature map.
 
-    Windows begin at multiples of a frame, so that the frames of overlapping ones coincide.
-
-    They are averaged there; those in the middle of a window count most.
+    Windows begin at multiples of a frame, so that frames of overlapping windows coincide. They are averaged, with the
+    largest weights in the middle of a window.
     """
 
     fill = "bare"
@@ -79,8 +70,7 @@ class _ActivationFrames(FrameMaker):
         super().__init__(backend, settings)
         self._frame = backend.frame_samples / backend.sample_rate  # seconds
         self.window, self.hop = (max(1, round(seconds / self._frame)) * self._frame for seconds in settings.cutting())
-        # odd, to be symmetric around a frame
-        self._smoothing = max(0, round((settings.smoothing / self._frame - 1) / 2)) * 2 + 1
+        self._smoothing = odd_frames(settings.smoothing, self._frame)
         self._reset()
 
     def _reset(self) -> None:
@@ -116,8 +106,8 @@ class _ActivationFrames(FrameMaker):
         self._reset()
         if seconds is None:
             return super().finish(seconds)
-        heard = max(int(is_first), int(np.searchsorted(times, seconds)))
-        return times[:heard], scores[:heard]
+        count = max(int(is_first), int(np.searchsorted(times, seconds)))
+        return times[:count], scores[:count]
 
     def _take(self, count: int) -> tuple[Times, Scores]:
         # Convolutions of stride s centre frame i on frame i * s of the spectrogram.
@@ -146,8 +136,7 @@ class _CombinedFrames(FrameMaker):
         )
         self.hop = max(1, round(LONG * rate / self._step)) * self._step / rate
         self.window = self.hop + (self._length - self._step) / rate
-        frame = backend.frame_samples
-        self._smoothing = max(0, round((settings.smoothing * rate / frame - 1) / 2)) * 2 + 1
+        self._smoothing = odd_frames(settings.smoothing * rate, backend.frame_samples)
 
     def compute(self, features: Floats) -> Floats:
         """Return probabilities of frames [B, T, C], for spectrograms [B, 1, F, t] or samples [B, N]."""
@@ -183,7 +172,7 @@ def between(frames: Floats, places: Times) -> Floats:
 class _NetworkFrames(FrameMaker):
     """The frames of a frame-wise network, window by window, end to end; the last window is filled with zeros.
 
-    The frames that lie in the zeros are kept: a median filter at the end of the recording takes them in, as published.
+    The frames in the zeros are kept, because the median filter at the end of the recording uses them, as published.
     """
 
     fill = "pad"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dymn.audio.settings import ReadSettings
-from dymn.config import check
+from dymn.config import check, check_choice
 from dymn.inference.selection import TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -80,6 +80,11 @@ class Around(NamedTuple):
         return found
 
 
+def odd_frames(length: float, step: float) -> int:
+    """Return the odd number of frames that is nearest to a length; `step` is that of a frame, in the same unit."""
+    return max(0, round((length / step - 1) / 2)) * 2 + 1
+
+
 class Method(NamedTuple):
     """The defaults of a method; times are in seconds.
 
@@ -141,9 +146,8 @@ class FrameSettings(ReadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            self.method is None or self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}."
-        )
+        if self.method is not None:
+            check_choice("method", self.method, METHODS)
         check(0 <= self.smoothing <= 60, f"smoothing is {self.smoothing}; it must be from 0 to 60 seconds.")
         check(0 <= self.clip <= 1, f"clip is {self.clip}; it must be from 0 to 1.")
         tagging = self.tagging()  # checks what it shares with tagging
@@ -151,7 +155,7 @@ class FrameSettings(ReadSettings):
             object.__setattr__(self, name, getattr(tagging, name))
         window, hop = self.cutting()
         check(
-            hop <= window or (self.method is None and self.window is None),  # `of` knows the window
+            hop <= window or (self.method is None and self.window is None),  # the window is set by `of`
             f"hop is {hop} s and window {window} s; a hop longer than the window would leave out parts of the "
             "recording.",
         )

@@ -14,22 +14,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 import numpy as np
 
 from dymn.audio.clocks import Begin
 from dymn.audio.settings import Channel
-from dymn.errors import AudioError, DataError, DymnError
+from dymn.errors import AudioError, DataError
+from dymn.inference.embedding import Embedding
+from dymn.inference.events import Event, EventRecording
 from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
 from dymn.inference.selection import Tag, WindowTags
 from dymn.inference.windows import RecordingInfo, source_name
-
-if TYPE_CHECKING:
-    from dymn.inference.embedding import Embedding
-    from dymn.inference.events import EventRecording
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class Kind(Generic[R]):
     Attributes:
         pack: from a result to bytes, which hold all of it that is written to the output, but for its channel.
         unpack: from name, seconds and those bytes to a result that is written in the same way.
-        failed: from name and error to a result.
+        result: the class of results.
     """
 
     pack: Callable[[R], bytes]
     unpack: Callable[[str, float, bytes], R]
-    failed: Callable[[str, DymnError], R]
+    result: type[R]
 
 
 def compute(
@@ -83,7 +81,7 @@ def compute(
                 changed = AudioError(
                     f"{result.name} changed while it was read. Start the command again when it is complete."
                 )
-                result = kind.failed(result.name, changed)
+                result = kind.result(result.name, error=changed)
             if result.error is not None:
                 journal.put(task, 0.0, None, str(result.error))
             else:
@@ -121,14 +119,14 @@ def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
     for done in journal.results():
         name = source_name(done.name)
         if done.result is None:
-            yield kind.failed(name, AudioError(done.error or ""))
+            yield kind.result(name, error=AudioError(done.error or ""))
             continue
         try:
             parts = _unframed(done.result) if each else [done.result]
             unpacked = [kind.unpack(name, done.seconds, part) for part in parts]
             if each:
                 channels = (Channel(number, len(parts)) for number in range(1, len(parts) + 1))
-                unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]  # type: ignore[type-var]
+                unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError, struct.error) as error:
             raise DataError(
                 f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over."
@@ -153,7 +151,7 @@ def tags(per_window: bool) -> Kind[Recording]:
         tags = _tags(whole, 0.0, seconds)
         return Recording(name, seconds, tags, timeline, **_restored(*info))
 
-    return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
+    return Kind(pack, unpack, Recording)
 
 
 def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[Tag]:
@@ -162,7 +160,6 @@ def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[
 
 def events() -> Kind[EventRecording]:
     """Return how events are stored."""
-    from dymn.inference.events import Event, EventRecording
 
     def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
         found, info = _unpacked(packed)
@@ -172,7 +169,7 @@ def events() -> Kind[EventRecording]:
     def pack(found: EventRecording) -> bytes:
         return _packed([list(found.events), _info_of(found)])
 
-    return Kind(pack, unpack, lambda name, error: EventRecording(name, error=error))
+    return Kind(pack, unpack, EventRecording)
 
 
 def _info_of(found: RecordingInfo) -> list[Any]:
@@ -199,12 +196,7 @@ def _refuse(constant: str) -> None:
 
 
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
-    """Return how embeddings of `size` values are stored.
-
-    They are those of recordings, or with `per_window` those of their windows.
-    """
-    from dymn.inference.embedding import Embedding
-
+    """Return how embeddings of `size` values are stored: those of recordings, or with `per_window` of windows."""
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:
@@ -223,4 +215,4 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
             return replace(found, windows=rows["vector"], spans=rows["span"])
         return replace(found, vector=rows["vector"][0])
 
-    return Kind(pack, unpack, lambda name, error: Embedding(name, error=error))
+    return Kind(pack, unpack, Embedding)

@@ -53,11 +53,7 @@ class SegmentCutter:
     """
 
     def __init__(self, folder: Path, per_label: int, partial: bool = False) -> None:
-        """Prepare to cut.
-
-        Raises:
-            ConfigError: if the folder holds anything but what an interrupted run has left.
-        """
+        """Raise a `ConfigError` unless the folder is new, empty or left by an interrupted run."""
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / UNFINISHED).exists())):
             raise ConfigError(f"--segments {folder} exists and is not empty. Give a new folder, or remove this one.")
         self.folder, self.per_label, self.partial = folder, per_label, partial

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
-from dymn.config import ModelCard, check
+from dymn.config import ModelCard, check, check_choice
 from dymn.errors import ConfigError
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
@@ -71,7 +71,7 @@ class TagSettings(ReadSettings):
         )
         check_threshold(self.threshold)
         check_windows(self.window, self.hop, self.fill)
-        check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
+        check_choice("combine", self.combine, COMBINATIONS)
         for name in ("labels", "exclude"):
             value = getattr(self, name)
             check(not isinstance(value, str), f"{name} is the text {value!r}; it must be a list of patterns.")
@@ -85,8 +85,8 @@ class Selection:
         """Look up the patterns of `settings` among the labels of a model, and its thresholds.
 
         Raises:
-            ConfigError: if a pattern matches no label, nothing is left to choose from, or the model carries no
-                thresholds and they are asked for.
+            ConfigError: if a pattern matches no label, nothing is left to choose from, or thresholds are
+                requested that the model does not contain.
         """
         labels = card.labels
         chosen = matching(labels, settings.labels) if settings.labels else set(range(len(labels)))
@@ -146,14 +146,11 @@ def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
         for part in [pattern] if whole else [text.strip() for text in pattern.split(",")]:
             matches = _matches(labels, part)
             if not matches:
-                close = (
-                    difflib.get_close_matches(part, labels, n=3) or [x for x in labels if part.lower() in x.lower()][:3]
-                )
-                hint = (
-                    f"Did you mean: {'; '.join(close)}?"
-                    if close
-                    else "`dymn tag RECORDING --top-k 0` lists all labels."
-                )
+                close = difflib.get_close_matches(part, labels, n=3)
+                close = close or [label for label in labels if part.lower() in label.lower()][:3]
+                hint = "`dymn tag RECORDING --top-k 0` lists all labels."
+                if close:
+                    hint = f"Did you mean: {'; '.join(close)}?"
                 raise ConfigError(f"The model has no label {part!r}. {hint}")
             found |= matches
     return found

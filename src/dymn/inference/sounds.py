@@ -42,11 +42,7 @@ class Sounds:
     """
 
     def __init__(self, backend: Backend, sample_rate: int, settings: EventSettings) -> None:
-        """Prepare to listen to samples of `sample_rate`, in Hz.
-
-        Raises:
-            ConfigError: if the sample rate is not allowed, or a label is unknown.
-        """
+        """Prepare for samples of `sample_rate` in Hz; a `ConfigError` if it is not allowed or a label is unknown."""
         self._backend, self._rate, self._settings = backend, sample_rate, settings
         reading = {setting.name: getattr(settings, setting.name) for setting in fields(ReadSettings)}
         self._tagging = replace(settings.tagging(), **reading)
@@ -76,25 +72,25 @@ class Sounds:
         """
         if dropped:
             self._begin(self.seconds + dropped / self._rate)
-        return [sound for window in self._stream.score(chunk) for sound in self._heard(window)]
+        return [sound for window in self._stream.score(chunk) for sound in self._add(window)]
 
     def lose(self) -> list[Sound]:
         """End all sounds, because the source is interrupted; `feed` can be called again afterwards."""
-        return self._told(self._tracker.finish())
+        return self._report(self._tracker.finish())
 
     def finish(self) -> list[Sound]:
         """Return the remaining sounds; nothing can be fed afterwards."""
         windows = self._stream.score_rest()
-        found = [sound for window in windows[:-1] for sound in self._heard(window)]
+        found = [sound for window in windows[:-1] for sound in self._add(window)]
         for window in windows[-1:]:
-            found += self._heard(window, self.seconds)
+            found += self._add(window, self.seconds)
         return found + self.lose()
 
     def _begin(self, seconds: float) -> None:
         self._stream = Stream(self._backend, self._rate, self._tagging, seconds)
         self._edge: float | None = None
 
-    def _heard(self, window: Scored, end: float | None = None) -> list[Sound]:
+    def _add(self, window: Scored, end: float | None = None) -> list[Sound]:
         """Take a window as a frame from where the last one ended to half a hop beyond its middle, or to `end`."""
         begin = window.start if self._edge is None else self._edge
         self._edge = (window.start + window.end + self._settings.cutting().hop) / 2 if end is None else end
@@ -103,9 +99,9 @@ class Sounds:
             sounding = np.isin(self.labels, [event.label for event in self._tracker.sounding()])
             least = np.where(sounding, self._tracker.lower, self._thresholds)
             scores = np.where(is_general(scores, self._kinds, least), np.float32(0), scores)
-        return self._told(self._tracker.add(scores[None], np.array([begin, self._edge])))
+        return self._report(self._tracker.add(scores[None], np.array([begin, self._edge])))
 
-    def _told(self, settled: list[Event]) -> list[Sound]:
+    def _report(self, settled: list[Event]) -> list[Sound]:
         found = []
         for event in settled:
             if event.label not in self._begun:

@@ -18,7 +18,7 @@ from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
 from dymn.inference.selection import Tag, TagSettings
 from dymn.inference.stream import Stream
-from dymn.inference.windows import AudioLike, AudioSource, one_result
+from dymn.inference.windows import AudioLike, AudioSource, one_result, raising
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
@@ -53,7 +53,7 @@ class Tagger:
         Args:
             model: a network whose card names front end and labels, or a backend. A network is copied and stays as it
                 is: weights that change later, with `load_state_dict` or in training, do not reach the copy. Make a new
-                    tagger then.
+                tagger then.
             device: where PyTorch computes a network, such as "cpu" or "cuda:0"; None is the first CUDA device, or else
                 the CPU.
             threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
@@ -74,7 +74,10 @@ class Tagger:
                 )
             self.backend = model
         else:
-            self.backend = _torch_backend(copy.deepcopy(model), device, threads, precision=precision, compile=compile)
+            from dymn.runtime.torch_backend import TorchBackend
+
+            own = copy.deepcopy(model)
+            self.backend = TorchBackend(own, device, threads, precision=precision, compile=compile)
 
     @classmethod
     def from_pretrained(
@@ -182,10 +185,7 @@ class Tagger:
     def timeline(
         self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any
     ) -> list[Tag]:
-        """Return the labels of each window of a recording, in chronological order.
-
-        Arguments and errors are those of `tag`.
-        """
+        """Return the labels of each window in chronological order; arguments and errors are those of `tag`."""
         return [tag for window in self._recording(source, sample_rate, top_k, settings).timeline for tag in window.tags]
 
     def embed(
@@ -244,10 +244,7 @@ class Tagger:
         """
         checked = from_dict(EventSettings, settings)
         one_result(checked)
-        found = next(event_files(self.backend, [source], checked, sample_rate=sample_rate))
-        if found.error is not None:
-            raise found.error
-        return list(found.events)
+        return list(next(raising(event_files(self.backend, [source], checked, sample_rate=sample_rate))).events)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
         """Return a stream, which accepts chunks of any size and returns the tags of each window once it is complete.
@@ -286,13 +283,4 @@ class Tagger:
     def _recording(self, source: AudioLike, sample_rate: int | None, top_k: int, settings: dict[str, Any]) -> Recording:
         checked = from_dict(TagSettings, {"top_k": top_k, **settings})
         one_result(checked)
-        recording = next(self.tag_files([source], checked, sample_rate=sample_rate))
-        if recording.error is not None:
-            raise recording.error
-        return recording
-
-
-def _torch_backend(model: MobileNet, device: str | torch.device | None, threads: int | None, **options: Any) -> Backend:
-    from dymn.runtime.torch_backend import TorchBackend
-
-    return TorchBackend(model, device, threads, **options)
+        return next(raising(self.tag_files([source], checked, sample_rate=sample_rate)))

@@ -55,6 +55,32 @@ class RecordingInfo:
     begin: Begin | None = None
 
 
+@dataclass(frozen=True)
+class Result(RecordingInfo):
+    """The result of one recording, or the error that prevented it.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for sources without a name.
+        seconds: length of the recording.
+        error: why there is no result, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    error: DymnError | None = field(default=None, kw_only=True)
+
+
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+def raising(results: Iterable[ResultT]) -> Iterator[ResultT]:
+    """Yield results; the error of the first recording that failed is raised."""
+    for result in results:
+        if result.error is not None:
+            raise result.error
+        yield result
+
+
 @dataclass
 class Opened:
     """A recording while it is read.
@@ -65,7 +91,7 @@ class Opened:
         notes: what is unusual about it.
         speed: how much faster it is played than it was recorded.
         channel: which channel is read, if each is.
-        begin: when it began, if that is known and asked for.
+        begin: when it began, if that is known and requested.
     """
 
     name: str
@@ -185,9 +211,7 @@ def pieces(
     heard: Callable[[Floats], object] | None = None,
     joins: bool = True,
 ) -> Iterator[Piece]:
-    """Cut recordings into windows, one after the other, no further than the caller iterates.
-
-    An error ends only its own recording.
+    """Cut recordings into windows, no further than the caller iterates; an error ends only its own recording.
 
     Args:
         sources: as in `blocks`.
@@ -293,12 +317,10 @@ def run_windows(
         sources: as in `blocks`.
         cutting: window, hop and filling.
         compute: returns a row for each of a batch of features [B, ...].
-        sample_rate: of the arrays among the sources, in Hz.
+        sample_rate, heard, joins: as in `pieces`.
         batch_size: number of windows that are computed at once; None is the backend's own.
         workers: number of threads that decode recordings ahead of the network.
         prepare: instead of the backend's `features`.
-        heard: called with each block of samples [n] that is read.
-        joins: whether a short remainder joins the window before it.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.
@@ -326,9 +348,7 @@ def run_windows(
 def computed(
     found: Iterable[Piece], compute: Callable[[Floats], Iterable[R]], batch_size: int
 ) -> Iterator[tuple[Piece, R | None]]:
-    """Yield pieces in order, each window with its row of the result of `compute`.
-
-    `compute` receives batches of features [B, ...] of one shape.
+    """Yield pieces in order, each window with its row of `compute`, which is called with features [B, ...].
 
     Raises:
         ConfigError: at once, if the batch size is below 1.
@@ -383,11 +403,7 @@ def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats
 
 
 def one_result(settings: ReadSettings) -> None:
-    """Reject a result for each channel where there can be only one.
-
-    Raises:
-        ConfigError: saying what gives several.
-    """
+    """Raise a `ConfigError` if settings give one result per channel where there can be only one."""
     check(
         settings.channel != "each",
         'channel is "each", which returns one result per channel, but this function returns a single result. Give '

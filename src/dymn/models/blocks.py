@@ -54,7 +54,7 @@ class Stage(nn.Module):
 
 
 class Skip(nn.Module):
-    """Stands where a block has no expansion or no attention."""
+    """Used if a block has no expansion or no attention."""
 
     def forward(self, x: Tensor, context: Context | None) -> Tensor:
         """Return x."""
@@ -62,7 +62,7 @@ class Skip(nn.Module):
 
 
 class NoContext(nn.Module):
-    """Stands where nothing in a block asks for a context."""
+    """Used if no part of a block needs a context."""
 
     def forward(self, x: Tensor) -> None:
         """Return None."""

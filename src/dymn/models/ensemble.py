@@ -20,11 +20,7 @@ class MeanOfLogits(nn.Module):
     """
 
     def __init__(self, networks: Sequence[MobileNet], name: str = "") -> None:
-        """Check that the networks go together.
-
-        Raises:
-            ConfigError: if they differ in classes or front end.
-        """
+        """Raise a `ConfigError` if the networks differ in classes or front end."""
         super().__init__()
         card = joint_card([network.card for network in networks], name, same_front_end=True)
         # with how the first was trained, from which evaluation takes the length of its windows; not with thresholds

@@ -32,9 +32,7 @@ def features_of(model: MobileNet) -> tuple[Feature, ...]:
 
 
 class FeatureExtractor(nn.Module):
-    """The convolutions of a network without its head, up to the last one that is needed.
-
-    Weights are shared with the network, not copied.
+    """The convolutions of a network up to the last one that is needed; weights are shared, not copied.
 
     Attributes:
         features: name, channels and stride of each map, in the order in which `forward` returns them.
@@ -72,9 +70,7 @@ class FeatureExtractor(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the feature maps of log-mel spectrograms [B, in_chans, F, T].
-
-        Each map is [B, channels, ceil(F / stride), ceil(T / stride)].
+        """Return feature maps [B, channels, ceil(F / stride), ceil(T / stride)] of spectrograms [B, in_chans, F, T].
 
         Raises:
             ConfigError: if the input is not of four dimensions with the network's number of channels.

@@ -15,14 +15,14 @@ from dymn.models.layers.sequence import resampled, sequence_model
 
 
 class Output(NamedTuple):
-    """What a network says of a batch of clips."""
+    """The output of a network for a batch of clips."""
 
     logits: Tensor  # [B, C]
     embedding: Tensor  # [B, D], the averaged output of the last convolution
 
 
 class FramewiseOutput(Output):
-    """What a frame-wise network says: of clips, as `Output`, and of their frames, `frame_logits` [B, T, C]."""
+    """The output of a frame-wise network: `Output` for clips, and `frame_logits` [B, T, C] for their frames."""
 
     frame_logits: Tensor
 
@@ -33,7 +33,7 @@ class FramewiseOutput(Output):
 
 
 class Head(nn.Module):
-    """From the last feature map to what a network says."""
+    """From the last feature map to the output of a network."""
 
     frames: Callable[[Tensor], Tensor]
 
@@ -138,7 +138,7 @@ class AttentionPoolingHead(Head):
 class FrameHead(Head):
     """Of frame-wise networks: a model of the sequence of frames, a linear layer on each, and one on their mean.
 
-    `output` has the logits of both layers. All else asks the one that has been trained: of a network whose frames are,
+    `output` has the logits of both layers. All other methods use the trained one: of a network whose frames are,
     a clip has the highest logits of its frames; one whose clips are scores each frame as if it were the mean.
     """
 
@@ -152,11 +152,7 @@ class FrameHead(Head):
         self.scores_frames = config.sequence.scores == "frames"
 
     def vectors(self, features: Tensor) -> Tensor:
-        """Return a sequence [B, length, D] of the last feature map [B, C, 1, T].
-
-        Raises:
-            ConfigError: if the feature map has several bands.
-        """
+        """Return a sequence [B, length, D] of a map [B, C, 1, T]; a `ConfigError` if it has several bands."""
         check(
             features.shape[2] == 1,
             f"The last feature map has {features.shape[2]} bands; it must have one. Use spectrograms with at most "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.architectures import HEADS, model_config
-from dymn.config import ModelCard, ModelConfig, check
+from dymn.config import ModelCard, ModelConfig, check, check_choice
 from dymn.errors import ConfigError, WeightsError
 from dymn.models.blocks import InvertedResidual
 from dymn.models.heads import FrameHead as FrameHead
@@ -54,7 +54,7 @@ class MobileNet(Pretrained):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
+        check_choice("head", config.head, HEADS)
         self.config = config
         self.stem = ConvNormAct(config.in_chans, config.blocks[0].c_in, kernel_size=3, stride=2)
         self.blocks = nn.Sequential(*(InvertedResidual(block) for block in config.blocks))
@@ -77,10 +77,7 @@ class MobileNet(Pretrained):
         return self.head.output(self.features(log_mel))  # type: ignore[no-any-return]
 
     def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
-        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'].
-
-        The frames are averaged over `smoothing` (odd) frames first.
-        """
+        """Return logits [B, T', C] of the frames of the last feature map, averaged over `smoothing` (odd) frames."""
         return self.head.frames(smoothed(features, smoothing))  # type: ignore[no-any-return]
 
     def scores(self, features: Tensor, embedding: Tensor, smoothing: int = 1) -> tuple[Tensor, Tensor]:
@@ -203,11 +200,7 @@ class MobileNet(Pretrained):
 
 
 def check_log_mel(log_mel: Tensor, in_chans: int) -> None:
-    """Reject an input that is not [B, in_chans, n_mels, frames].
-
-    Raises:
-        ConfigError: naming the shape.
-    """
+    """Raise a `ConfigError` unless an input is [B, in_chans, n_mels, frames]."""
     if log_mel.ndim != 4 or log_mel.shape[1] != in_chans:
         raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, {in_chans}, n_mels, frames].")
 
@@ -243,10 +236,7 @@ def load_model(
     `.card` contains front end, labels, metrics and the file's SHA-256.
 
     Args:
-        name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file
-            of dymn, a folder that contains one, a published state dict of EfficientAT or EfficientSED (`.pt`), or
-            "user/repo" or "user/repo@revision" on the Hugging Face Hub. Names in the registry take precedence over
-            local paths, and these over the Hub.
+        name_or_path: a name, a file, a folder or a repository of the Hub, as in `dymn.weights.open_checkpoint`.
         num_classes: number of classes of another task; the last layer is then replaced by a randomly initialised one
             (see `MobileNet.reset_classifier`).
         labels: names of these classes.
@@ -341,12 +331,7 @@ def import_efficientsed(path_or_state_dict: str | Path | Mapping[str, Tensor], *
 
 
 def _arrays(state: object) -> dict[str, Array]:
-    """Return a mapping of names to tensors as arrays.
-
-    Raises:
-        WeightsError: if it holds anything but plain tensors: dense, of an ordinary type, and no larger than the memory
-            behind them.
-    """
+    """Return a mapping of names to plain tensors as arrays, or raise a `WeightsError` for any other content."""
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):

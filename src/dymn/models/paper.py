@@ -19,6 +19,11 @@ from dymn.architectures import Variant
 from dymn.config import check
 
 
+def _architecture(variant: Variant) -> str:
+    """Return the name of the architecture of a variant's family and width."""
+    return f"{'mn' if variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * variant.width):02d}"
+
+
 @dataclass(frozen=True)
 class PaperRow:
     """One row of a table about AudioSet: a network, differences in its training, and the printed numbers."""
@@ -34,18 +39,12 @@ class PaperRow:
 
     @property
     def architecture(self) -> str:
-        """The name of the architecture on which the row is based.
-
-        `create_model(row.architecture, **row.settings)` builds it.
-        """
-        return f"{'mn' if self.variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * self.variant.width):02d}"
+        """The architecture on which the row is based: `create_model(row.architecture, **row.settings)` builds it."""
+        return _architecture(self.variant)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `Variant` in which the row differs from its `architecture`.
-
-        "none" stands for no attention.
-        """
+        """The settings of `Variant` that differ from the `architecture`; "none" stands for no attention."""
         base = dataclasses.asdict(MN if self.variant.dynamic_blocks == "none" else DYMN)
         own = dataclasses.asdict(self.variant)
         different = {name: value for name, value in own.items() if value != base[name] and name != "width"}
@@ -117,8 +116,7 @@ class DownstreamRow:
         """The commands that train the row on the data in FOLDER, by task; empty for networks of other authors."""
         if self.variant is None:
             return {}
-        family = "mn" if self.variant.dynamic_blocks == "none" else "dymn"
-        name = f"{family}{round(10 * self.variant.width):02d}"
+        name = _architecture(self.variant)
         return {
             task: f"dymn train {task}:{name} --data FOLDER{' --fold all' * (task == 'esc50')}"
             for task in DOWNSTREAM_TASKS

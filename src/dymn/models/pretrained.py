@@ -46,10 +46,7 @@ class Pretrained(nn.Module):
         self.__dict__["_card"] = card
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of classes [..., C].
-
-        These are the sigmoid of each logit or, if the card is `exclusive`, their softmax.
-        """
+        """Return probabilities [..., C]: the sigmoid of each logit or, if the card is `exclusive`, their softmax."""
         return torch.softmax(logits, dim=-1) if self.card.exclusive else torch.sigmoid(logits)
 
     @classmethod
@@ -104,10 +101,7 @@ class Pretrained(nn.Module):
         return model.eval()
 
     def stored(self) -> Stored:
-        """Return configuration, card and weights as NumPy arrays, on the CPU.
-
-        Float32 weights on the CPU share memory with the network.
-        """
+        """Return configuration, card and weights as arrays; float32 weights on the CPU share the network's memory."""
         return Stored(self.config, self.card, {name: as_array(tensor) for name, tensor in self.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -160,22 +154,12 @@ class Pretrained(nn.Module):
 
 
 def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
-    """Write a model atomically as one `.safetensors` file; return the file's SHA-256.
-
-    Tensors of two and more dimensions are stored as `dtype`, where their values fit; all others as float32.
-
-    Raises:
-        ConfigError: if `dtype` is not float32, float16 or bfloat16.
-        WeightsError: if weights are not finite or do not fit the configuration, or the file cannot be written.
-    """
+    """Write a model as one `.safetensors` file, like `dymn.weights.format.save`; return the file's SHA-256."""
     return save_stored(_checked(model), path, _name_of(dtype))
 
 
 def _checked(model: Pretrained) -> Stored:
-    """Return what to save, after checking that the weights and the configuration agree.
-
-    They differ when a layer has been replaced.
-    """
+    """Return what to save; weights and configuration differ when a layer has been replaced, which is an error."""
     stored = model.stored()
     try:
         check_state(stored.state, stored.config, "The network")

@@ -22,9 +22,7 @@ def plot_confusion(labels: Sequence[str], counts: npt.NDArray[np.int64], path: s
         path: of the picture.
         by: who answers, for the title.
 
-    Raises:
-        ConfigError: if matplotlib cannot write such a file.
-        MissingExtraError: if matplotlib is not installed.
+    Errors are those of `dymn.plots.style.save_figure`.
     """
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     n, clips = len(labels), int(counts.sum())

@@ -43,7 +43,7 @@ FIRST_MAP, SECOND_MAP = RED, BLUE
 HEADING: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK}
 MAX_LABEL = 23
 MAX_LINES = 120  # functions drawn in one block
-ZOOMS = (20, 10, 5, 2)  # by which small differences are enlarged; the picture says by which
+ZOOMS = (20, 10, 5, 2)  # factors of enlarged differences; the picture states the factor
 
 
 def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> None:
@@ -57,11 +57,7 @@ def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> 
 
 
 def draw(explanation: Explanation) -> Figure:
-    """Return the picture as a matplotlib figure.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Return the picture as a matplotlib figure."""
     figure = new_figure(16, 10)
     ratios = {"height_ratios": (5.6, 2.3, 3.2), "width_ratios": (10, 3, 4.2)}
     grid = figure.add_gridspec(
@@ -118,9 +114,8 @@ def _tags(axes: Axes, explanation: Explanation) -> None:
     axes.set_xlim(0, explanation.seconds)
     axes.set_ylim(0, k)
     axes.set_yticks([])
-    axes.set_title(
-        f"Tags in windows of {explanation.window:g} s (peak next to each name)", loc="left", pad=7, **HEADING
-    )
+    title = f"Tags in windows of {explanation.window:g} s (peak next to each name)"
+    axes.set_title(title, loc="left", pad=7, **HEADING)
     _plain(axes, x_labels=False)
 
 
@@ -134,9 +129,7 @@ def _time_attention(axes: Axes, explanation: Explanation) -> None:
         _absent(axes, "This network has no channel-time attention.")
         return
     n = len(rows)
-    scale = attention_scale(explanation)
-    extent = (0, explanation.seconds, n + 0.5, 0.5)
-    axes.imshow(rows, aspect="auto", cmap=DEVIATION, vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
+    _deviations(axes, rows, attention_scale(explanation), (0, explanation.seconds, n + 0.5, 0.5))
     axes.hlines(np.arange(1.5, n), 0, explanation.seconds, color="white", linewidth=0.8)
     axes.set_yticks(_block_ticks(n))
     axes.set_ylabel("block", fontsize=11, color=SOFT)
@@ -154,21 +147,15 @@ def _frequency_attention(axes: Axes, explanation: Explanation) -> None:
         _absent(axes, "This network has no\nchannel-frequency attention.")
         return
     n = len(rows)
-    scale = attention_scale(explanation)
-    extent = (0.5, n + 0.5, 0, n_mels)
-    axes.imshow(
-        rows.T,
-        origin="lower",
-        aspect="auto",
-        cmap=DEVIATION,
-        vmin=-scale,
-        vmax=scale,
-        extent=extent,
-        interpolation="nearest",
-    )
+    _deviations(axes, rows.T, attention_scale(explanation), (0.5, n + 0.5, 0, n_mels), origin="lower")
     axes.vlines(np.arange(1.5, n), 0, n_mels, color="white", linewidth=0.8)
     axes.set_xticks(_block_ticks(n))
     axes.set_xlabel("block", fontsize=11, color=SOFT)
+
+
+def _deviations(axes: Axes, rows: Array, scale: float, extent: tuple[float, ...], **image: Any) -> None:
+    image |= {"aspect": "auto", "interpolation": "nearest", "extent": extent}
+    axes.imshow(rows, cmap=DEVIATION, vmin=-scale, vmax=scale, **image)
 
 
 def _legend(axes: Axes, explanation: Explanation) -> None:
@@ -183,9 +170,8 @@ def _legend(axes: Axes, explanation: Explanation) -> None:
         bar.set_xticks([-scale, 0, scale], [f"−{scale:.2g}", "0", f"+{scale:.2g}"])
         bar.tick_params(length=3, labelsize=10, colors=SOFT)
         bar.spines[:].set_visible(False)
-        axes.text(0.0, 0.75, "less", ha="left", va="bottom", fontsize=11, color=INK)
-        axes.text(0.5, 0.75, "attention", ha="center", va="bottom", fontsize=11, color=INK)
-        axes.text(1.0, 0.75, "more", ha="right", va="bottom", fontsize=11, color=INK)
+        for x, aligned, word in ((0.0, "left", "less"), (0.5, "center", "attention"), (1.0, "right", "more")):
+            axes.text(x, 0.75, word, ha=aligned, va="bottom", fontsize=11, color=INK)
         text = "mean weight of a block's channels,\nagainst its mean over the clip"
         axes.text(0.5, 0.49, text, ha="center", va="top", fontsize=10, color=SOFT, linespacing=1.4)
     n_kernels = max((len(shares) for block in explanation.blocks for shares in block.kernels.values()), default=0)
@@ -195,15 +181,9 @@ def _legend(axes: Axes, explanation: Explanation) -> None:
         axes.fill_between([left + 0.01, left + 1 / n_kernels - 0.01], 0.085, 0.155, color=colour, linewidth=0)
         axes.text(left + 0.5 / n_kernels, 0.06, f"{k + 1}", ha="center", va="top", fontsize=10, color=SOFT)
     if n_kernels:
-        axes.text(
-            0.5,
-            0.18,
-            "kernels" + enlargement(kernel_zoom(explanation)),
-            ha="center",
-            va="bottom",
-            fontsize=11,
-            color=INK,
-        )
+        zoom = kernel_zoom(explanation)
+        text = f"kernels (differences ×{zoom})" if zoom > 1 else "kernels"
+        axes.text(0.5, 0.18, text, ha="center", va="bottom", fontsize=11, color=INK)
 
 
 def _kernels(figure: Figure, grid: GridSpec, explanation: Explanation) -> None:
@@ -233,27 +213,15 @@ def _mixture(axes: Axes, block: BlockDecisions, position: str, zoom: int) -> Non
     shares = 1 / len(shares) + zoom * (shares - 1 / len(shares))
     left = np.concatenate([[0], np.cumsum(shares)[:-1]])
     colours = [KERNEL_COLOURS[k % len(KERNEL_COLOURS)] for k in range(len(shares))]
-    axes.barh(
-        np.full(len(shares), block.number),
-        shares,
-        left=left,
-        height=0.76,
-        color=colours,
-        edgecolor="white",
-        linewidth=0.6,
-    )
+    bars: dict[str, Any] = {"height": 0.76, "edgecolor": "white", "linewidth": 0.6}
+    axes.barh(np.full(len(shares), block.number), shares, left=left, color=colours, **bars)
 
 
 def _functions(figure: Figure, explanation: Explanation) -> None:
     n = len(explanation.blocks)
     grid = figure.add_gridspec(1, n, left=0.022, right=0.978, top=0.165, bottom=0.045, wspace=0.18)
-    figure.text(
-        0.022,
-        0.187,
-        "Dy-ReLU of each channel (dashed: ReLU, orange: mean, ×: differences enlarged)",
-        va="center",
-        **HEADING,
-    )
+    text = "Dy-ReLU of each channel (dashed: ReLU, orange: mean, ×: differences enlarged)"
+    figure.text(0.022, 0.187, text, va="center", **HEADING)
     x = np.linspace(-2, 2, 81, dtype=np.float32)
     for i, block in enumerate(explanation.blocks):
         axes = figure.add_subplot(grid[0, i])
@@ -297,14 +265,12 @@ def deviations(attention: list[Array | None], length: int) -> Array | None:
 
 def attention_scale(explanation: Explanation) -> float:
     """Return the deviation of the strongest colour, equal in both directions and axes; 0 without attention."""
-    found = [
-        np.abs(rows).ravel()
-        for rows in (
-            deviations([block.time for block in explanation.blocks], explanation.log_mel.shape[1]),
-            deviations([block.frequency for block in explanation.blocks], len(explanation.log_mel)),
-        )
-        if rows is not None
-    ]
+    n_mels, n_frames = explanation.log_mel.shape
+    both = (
+        deviations([block.time for block in explanation.blocks], n_frames),
+        deviations([block.frequency for block in explanation.blocks], n_mels),
+    )
+    found = [np.abs(rows).ravel() for rows in both if rows is not None]
     return max(float(np.percentile(np.concatenate(found), 96)), 1e-3) if found else 0.0
 
 
@@ -332,11 +298,6 @@ def function_zoom(block: BlockDecisions) -> int:
     )
     largest = float(np.percentile(differences, 98))
     return next((zoom for zoom in ZOOMS if zoom * largest < 1), 1)
-
-
-def enlargement(zoom: int) -> str:
-    """Return the note about enlarged differences."""
-    return f" (differences ×{zoom})" if zoom > 1 else ""
 
 
 def _block_ticks(n: int) -> list[int]:

@@ -10,14 +10,12 @@ import numpy.typing as npt
 
 from dymn.explain.arrays import POSITIONS, BlockDecisions, Explanation
 from dymn.plots.explanation import KERNEL_COLOURS, attention_scale, function_zoom, kernel_zoom, likeliest
-from dymn.plots.html import matrix, render, spectrogram, wav_uri
-from dymn.system.files import atomic_write
+from dymn.plots.html import matrix, render, spectrogram, wav_uri, write_page
 
 
 def save_page(explanation: Explanation, path: str | Path) -> None:
     """Write an explanation as one HTML file that includes the recording."""
-    with atomic_write(Path(path)) as file:
-        file.write(page(explanation).encode())
+    write_page(path, page(explanation))
 
 
 def page(explanation: Explanation) -> str:

@@ -8,6 +8,7 @@ import json
 import wave
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from dymn.config import FrontEndConfig
 from dymn.plots.style import frequency_ticks, loudness_range
 from dymn.system.arrays import Array
+from dymn.system.files import atomic_write
 
 BASE = "base.html"
 
@@ -30,13 +32,15 @@ def render(name: str, data: Mapping[str, Any]) -> str:
     """
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     page = _part(BASE)
-    for place, value in (
-        ("style", _part(f"{name}.css")),
-        ("body", _part(f"{name}.html")),
-        ("script", _part(f"{name}.js")),
-    ):
-        page = page.replace(f"{{{{{place}}}}}", value)
+    for place, ending in (("style", "css"), ("body", "html"), ("script", "js")):
+        page = page.replace(f"{{{{{place}}}}}", _part(f"{name}.{ending}"))
     return page.replace("{{data}}", text.replace("<", "\\u003c"))  # no name or label can end the script element
+
+
+def write_page(path: str | Path, text: str) -> None:
+    """Write the text of a page to a file."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def _part(file: str) -> str:

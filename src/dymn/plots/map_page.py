@@ -60,17 +60,13 @@ def neighbourhoods(vectors: Array) -> Array:
         )
     found = umap(metric="cosine", n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as that windows which lie apart are laid out apart
+        warnings.simplefilter("ignore")  # such as about disconnected windows
         places: Array = found.fit_transform(vectors)
     return places
 
 
 def umap_class() -> Any:
-    """Return the class of UMAP.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
+    """Return the class of UMAP, or raise a `MissingExtraError`."""
     with needing("--projection umap", "umap"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from umap import UMAP

@@ -11,13 +11,9 @@ from dymn.plots.style import BLUE, FAINT, INK, ORANGE, SOFT, new_figure, save_fi
 def plot_reliability(
     before: Reliability, after: Reliability, path: str | Path, truth: str = "share that comes true"
 ) -> None:
-    """Draw the share of positives against the probability, and beneath it how many probabilities there are.
+    """Draw the share of positives by probability (axis label `truth`), above the number of probabilities.
 
-    `truth` names the vertical axis.
-
-    Raises:
-        ConfigError: if the ending of the file is not that of a picture.
-        MissingExtraError: if matplotlib is not installed.
+    Errors are those of `dymn.plots.style.save_figure`.
     """
     figure = new_figure(6.2, 6.6, layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -36,6 +32,5 @@ def plot_reliability(
     for one in (axes, counts):
         one.grid(color=FAINT)
         one.set_axisbelow(True)
-        for side in ("top", "right"):
-            one.spines[side].set_visible(False)
+        one.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

@@ -10,9 +10,8 @@ from typing import Any
 from dymn.audio.stored import passage
 from dymn.config import FrontEndConfig
 from dymn.native.log_mel import array_log_mel
-from dymn.plots.html import render, spectrogram, wav_uri
+from dymn.plots.html import render, spectrogram, wav_uri, write_page
 from dymn.plots.style import time_ticks
-from dymn.system.files import atomic_write
 
 PLAYED_RATE = 16_000
 """The sample rate of the sound in the page, in Hz: half a minute of listening takes a megabyte."""
@@ -25,8 +24,7 @@ def save_review(
     """Write a page with the sound and the spectrogram of each question in it.
 
     Args:
-        questions: path, start and end in seconds, label, score and threshold of each; see
-            `dymn.fitting.review.Doubt`.
+        questions: those of `dymn.fitting.review.Doubt`: path, start and end in seconds, label, score, threshold.
         front_end: of the model, for the spectrograms.
         model: its name.
         path: of the page.
@@ -35,9 +33,7 @@ def save_review(
         AudioError: if a recording cannot be read again.
     """
     shown = [_shown(question, front_end) for question in questions]
-    text = render("review", {"model": model, "questions": shown})
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    write_page(path, render("review", {"model": model, "questions": shown}))
 
 
 def _shown(question: tuple[str, float, float, str, float, float], front_end: FrontEndConfig) -> dict[str, Any]:

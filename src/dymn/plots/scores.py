@@ -27,9 +27,7 @@ class ClassScores(NamedTuple):
 def plot_scores(classes: Sequence[ClassScores], path: str | Path) -> None:
     """Draw a row of dots for each class: windows with the class above, others below, and both thresholds.
 
-    Raises:
-        ConfigError: if the ending of the file is not that of a picture.
-        MissingExtraError: if matplotlib is not installed.
+    Errors are those of `dymn.plots.style.save_figure`.
     """
     figure = new_figure(9, 1.3 + ROW * len(classes), layout="constrained")
     axes = figure.add_subplot()
@@ -53,6 +51,5 @@ def plot_scores(classes: Sequence[ClassScores], path: str | Path) -> None:
         axes.plot([], [], color=ORANGE, linewidth=2, label="precise")[0],
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=11)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     save_figure(figure, path)

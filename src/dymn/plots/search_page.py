@@ -24,7 +24,7 @@ class Shown(NamedTuple):
 
 
 def search_page(query: Shown, found: Sequence[Shown], about: str) -> str:
-    """Return the text of the page; a sound that cannot be read any more has no player, and the page says why."""
+    """Return the text of the page; a sound that cannot be read any more has no player, but the reason."""
     return render("search", {"query": _entry(query), "found": [_entry(one) for one in found], "about": about})
 
 

@@ -33,11 +33,7 @@ MAX_TICKS = 11
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
-    """Return an empty white figure of a size in inches.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Return an empty white figure of a size in inches, or raise a `MissingExtraError` without matplotlib."""
     require()
     from matplotlib.figure import Figure
 
@@ -45,11 +41,7 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
 
 
 def require() -> None:
-    """Do nothing if plots can be drawn.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Raise a `MissingExtraError` unless matplotlib is installed."""
     with needing("Drawing", "plot"):
         import matplotlib  # noqa: F401
 
@@ -59,6 +51,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
 
     Raises:
         ConfigError: if matplotlib cannot write such a file.
+        MissingExtraError: from `new_figure`, if matplotlib is not installed.
     """
     try:
         with atomic_write(path) as file:

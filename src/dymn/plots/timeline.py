@@ -41,11 +41,7 @@ def save_picture(seen: Overview, path: str | Path, dpi: int = 120) -> None:
 
 
 def draw(seen: Overview) -> Figure:
-    """Return the picture as a matplotlib figure.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Return the picture as a matplotlib figure."""
     rows = ROW_INCHES * len(seen.labels)
     height = 0.95 + 2.6 + 0.3 + rows + 0.75
     figure = new_figure(12, height)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import numpy as np
 
 from dymn.inference.windows import blocks, source_name
-from dymn.plots.html import data_uri, matrix, render, spectrogram, wav_uri
+from dymn.plots.html import data_uri, matrix, render, spectrogram, wav_uri, write_page
 from dymn.plots.overview import Overview
 from dymn.plots.style import time_ticks, time_unit
 from dymn.system.arrays import Floats
-from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
     from dymn.inference.windows import AudioLike
@@ -45,9 +44,7 @@ def save_page(seen: Overview, source: AudioLike, path: str | Path, max_audio: in
     Raises:
         AudioError: if the recording cannot be read.
     """
-    text = page(seen, audio_uri(seen, source, max_audio))
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    write_page(path, page(seen, audio_uri(seen, source, max_audio)))
 
 
 def page(seen: Overview, audio: str) -> str:

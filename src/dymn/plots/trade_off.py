@@ -49,19 +49,13 @@ LEFT = ((-7, -3), "right")
 PLACES = dict.fromkeys(("CED-Small", "CED-Tiny", "ConvNeXt", "ResNet38", "Wavegram-Logmel"), LEFT) | {
     "PaSST-S": ((7, -9), "left")
 }
-"""Where names of others' networks stand that would lie on something else, in points from their marks."""
+"""Places of names that would overlap with something else, in points from their marks."""
 
 
 def plot_trade_off(path: str | Path, model: Network | None = None) -> None:
-    """Draw both figures side by side into a file, its ending being PNG, PDF or SVG.
+    """Draw both figures side by side into a .png, .pdf or .svg file, with a line at the cost of `model`.
 
-    Args:
-        path: of the picture.
-        model: a network whose cost is marked by a line, as in `dymn.profiling.resolve`.
-
-    Raises:
-        ConfigError: if matplotlib cannot write such a file.
-        MissingExtraError: if matplotlib is not installed.
+    `model` is as in `dymn.profiling.resolve`; errors are those of `dymn.plots.style.save_figure`.
     """
     figure = new_figure(12, 5, layout="constrained")
     _draw(figure, model)
@@ -116,22 +110,10 @@ def _draw_family(axes: Axes, family: Family, quantity: str) -> None:
     ours = [getattr(count(row.variant), quantity) / MILLION for row in rows]
     printed: list[Any] = [getattr(row, quantity) for row in rows]
     scores: list[Any] = [row.map for row in rows]
-    axes.plot(
-        ours,
-        scores,
-        color=family.colour,
-        marker=family.marker,
-        markersize=family.size,
-        linewidth=1.6,
-        label=family.name,
-    )
-    ring: dict[str, Any] = {
-        "marker": "o",
-        "markersize": family.size + 5,
-        "markerfacecolor": "none",
-        "markeredgewidth": 0.8,
-    }
-    axes.plot(printed, scores, linestyle="none", color=INK, **ring)
+    mark: dict[str, Any] = {"color": family.colour, "marker": family.marker, "markersize": family.size}
+    axes.plot(ours, scores, linewidth=1.6, label=family.name, **mark)
+    ring: dict[str, Any] = {"marker": "o", "markersize": family.size + 5, "markerfacecolor": "none"}
+    axes.plot(printed, scores, linestyle="none", color=INK, markeredgewidth=0.8, **ring)
     for row, x, y in zip(rows, ours, scores, strict=True):
         label = row.name if family.above else row.name.removeprefix("MN (α = ").removesuffix(")")
         place, aligned = ((-2, 13), "right") if family.above else ((7, -15), "left")

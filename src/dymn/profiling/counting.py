@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, own_context_size
 from dymn.config import BlockConfig, ModelConfig, SequenceConfig, check, round_channels
 from dymn.profiling.networks import Network, resolve
+from dymn.weights.shapes import n_parameters
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KINDS = ("convolution", "aggregation", "context", "attention", "head")
 STEM_TAPS = 9  # of the 3x3 kernel of the stem
@@ -41,13 +45,6 @@ class Count:
         return {kind: sum(part.get(kind, 0) for part in self.parts.values()) for kind in KINDS}
 
 
-class Cost(NamedTuple):
-    """Parameters and multiply-adds of one part."""
-
-    parameters: int
-    macs: int
-
-
 class Map(NamedTuple):
     """The shape of a feature map."""
 
@@ -63,6 +60,11 @@ class Map(NamedTuple):
     def places(self) -> int:
         """Bands times frames."""
         return self.bands * self.frames
+
+    @property
+    def values(self) -> int:
+        """Number of values."""
+        return self.channels * self.places
 
 
 def count(model: Network, n_mels: int = 128, n_frames: int = 1000) -> Count:
@@ -84,16 +86,17 @@ def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
     check_parts(config)
     places = place_names(config)
     stem = Map(1, n_mels, n_frames).after(config.blocks[0].c_in, 2)
-    costs: dict[str, Mapping[str, Cost]] = {"stem": {"convolution": _convolution(STEM_TAPS * config.in_chans, stem)}}
-    x = stem
+    found: dict[str, dict[str, int]] = {"stem": {"convolution": _convolution(STEM_TAPS * config.in_chans, stem)}}
+    x, parameters = stem, n_parameters(config)
     for place, block in zip(places[1:-2], config.blocks, strict=True):
-        costs[place] = _block(block, x)
+        found[place] = _block(block, x)
         x = x.after(block.c_out, *block.strides)
+        if block.attention is not None and block.attention not in ATTENTION_MACS:
+            parameters += sum(parameter.numel() for parameter in _custom(block).parameters())
     last = x.after(config.c_last, 1)
-    costs["last"] = {"convolution": _convolution(x.channels, last)}
-    costs["head"] = {"head": _head(config, last)}
-    parts = {place: {kind: cost.macs for kind, cost in part.items() if cost.macs} for place, part in costs.items()}
-    parameters = sum(cost.parameters for part in costs.values() for cost in part.values())
+    found["last"] = {"convolution": _convolution(x.channels, last)}
+    found["head"] = {"head": _head(config, last)}
+    parts = {place: {kind: macs for kind, macs in part.items() if macs} for place, part in found.items()}
     return Count(parameters, sum(macs for part in parts.values() for macs in part.values()), parts)
 
 
@@ -102,59 +105,42 @@ def place_names(config: ModelConfig) -> list[str]:
     return ["stem", *(f"block {i}" for i in range(1, len(config.blocks) + 1)), "last", "head"]
 
 
-def _convolution(taps: int, out: Map) -> Cost:
-    """Return the cost of a static convolution of `taps` weights per output channel, with its batch norm."""
-    return Cost(taps * out.channels + 2 * out.channels, taps * out.channels * out.places)
+# The functions below return multiply-adds.
 
 
-def _linear(n_in: int, n_out: int, rows: int = 1, bias: bool = True) -> Cost:
-    return Cost(n_in * n_out + bias * n_out, n_in * n_out * rows)
+def _convolution(taps: int, out: Map) -> int:
+    """Count a convolution of `taps` weights per output channel."""
+    return taps * out.values
 
 
-def _head(config: ModelConfig, last: Map) -> Cost:
+def _head(config: ModelConfig, last: Map) -> int:
     if config.sequence is not None:
         return _sequence(config.sequence, config.c_last, config.c_frame)
     if config.head == "fully_convolutional":
         return _convolution(last.channels, last._replace(channels=config.num_classes))
     if config.head == "attention_pooling":
-        heads = config.pooling_heads
-        return _total(_linear(config.c_last, 2 * heads * config.num_classes, last.frames), Cost(heads, 0))
-    return _total(_linear(config.c_last, config.c_hidden), _linear(config.c_hidden, config.num_classes))
+        return config.c_last * 2 * config.pooling_heads * config.num_classes * last.frames
+    return config.c_last * config.c_hidden + config.c_hidden * config.num_classes
 
 
-def _sequence(config: SequenceConfig, c_in: int, c_frame: int) -> Cost:
-    """Return the cost of a sequence model and the two heads; the products of attention are those of matrices."""
+def _sequence(config: SequenceConfig, c_in: int, c_frame: int) -> int:
+    """Count a sequence model and the two heads; the products of attention are those of matrices."""
     rows, size = config.length, config.size
-    heads = _total(_linear(c_frame, config.n_frame_classes, rows), _linear(c_frame, config.n_clip_classes))
+    heads = c_frame * (config.n_frame_classes * rows + config.n_clip_classes)
     if config.kind == "none":
         return heads
     if config.kind == "gru":
         inputs = [c_in, *[2 * size] * (config.n_layers - 1)]
-        gates = [_linear(n_in, 3 * size, rows) for values in inputs for n_in in (values, size)]
-        return _total(heads, *gates, *gates)
-    hidden = config.expansion * size
-    layer = [
-        Cost(2 * size, 2 * rows * rows * size),  # two norms; queries with keys, and their weights with values
-        _linear(size, 3 * size, rows, bias=False),
-        _linear(size, size, rows, bias=False),
-        _linear(size, hidden, rows),
-        _linear(hidden, size, rows),
-    ]
-    if config.kind == "tf":
-        layer.append(_linear(size, config.n_heads, rows))
-    else:
-        layer += [_linear(size, 2 * size, rows, bias=False)] * 2 + [_linear(2 * size, size, rows, bias=False)]
-        layer.append(Cost(2 * (size // config.n_heads), 0))
-    before = [_linear(c_in, size, rows)] if config.has_input(c_in) else []
-    return _total(heads, *before, *layer * config.n_layers, Cost(size, 0))
+        return heads + 2 * sum((values + size) * 3 * size * rows for values in inputs)
+    attention = (3 + 1) * size * size + 2 * rows * size  # layers before and after; with keys, and with values
+    mix = size * config.n_heads if config.kind == "tf" else 3 * size * 2 * size  # gates, or recurrent layers
+    feed = 2 * size * config.expansion * size
+    before = c_in * size * rows if config.has_input(c_in) else 0
+    return heads + before + config.n_layers * rows * (attention + mix + feed)
 
 
-def _total(*costs: Cost) -> Cost:
-    return Cost(sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs))
-
-
-def _block(block: BlockConfig, x: Map) -> dict[str, Cost]:
-    """Return the cost of a block on a map `x`, by kind."""
+def _block(block: BlockConfig, x: Map) -> dict[str, int]:
+    """Count a block on a map `x`, by kind."""
     expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, *block.strides)
     stages = [("expand", block.c_in, block.c_in, expanded)] if block.c_exp != block.c_in else []
     stages += [
@@ -162,89 +148,73 @@ def _block(block: BlockConfig, x: Map) -> dict[str, Cost]:
         ("project", block.c_exp, block.c_exp, filtered._replace(channels=block.c_out)),
     ]
     found: Counter[str] = Counter()
-    parameters = 0
-
-    def book(kind: str, cost: Cost) -> None:
-        nonlocal parameters
-        parameters += cost.parameters
-        found[kind] += cost.macs
-
     if has_context(block):
-        twice = block.context == "separate"  # weights of its own for each of the two sequences
-        size = block.context_size
-        book("context", Cost((1 + twice) * (block.c_in * size + 2 * size), (x.bands + x.frames) * block.c_in * size))
+        found["context"] += (x.bands + x.frames) * block.c_in * block.context_size
     for position, c_in, taps, out in stages:
-        n_kernels = block.n_kernels if position in block.dynamic_convs else 0
-        kernel = taps * out.channels
-        book("convolution", Cost(max(1, n_kernels) * kernel + 2 * out.channels, kernel * out.places))
-        if n_kernels:
-            book("aggregation", Cost(0, n_kernels * kernel))
-            book("context", _read_off(block, "conv", c_in, n_kernels))
+        found["convolution"] += _convolution(taps, out)
+        if position in block.dynamic_convs:
+            found["aggregation"] += block.n_kernels * taps * out.channels
+            found["context"] += _coefficients(block, "conv", c_in, block.n_kernels)
         if position in block.dynamic_relus:
-            book("context", _read_off(block, "relu", out.channels, 2 * block.n_maps * out.channels))
+            found["context"] += _coefficients(block, "relu", out.channels, 2 * block.n_maps * out.channels)
     if block.attention is not None:
-        book("attention", _attention(block, filtered))
-    costs = {kind: Cost(0, macs) for kind, macs in found.items()}
-    return costs | {"convolution": Cost(parameters, found["convolution"])}
+        found["attention"] += _attention(block, filtered)
+    return found
 
 
-def _read_off(block: BlockConfig, part: str, channels: int, n_values: int) -> Cost:
-    """Return the cost of reading `n_values` coefficients off the context that a dynamic part of a block gets."""
+def _coefficients(block: BlockConfig, part: str, channels: int, n_values: int) -> int:
+    """Count the layers that compute `n_values` coefficients from the context of a dynamic part of a block."""
     if block.context == "own":
-        size = own_context_size(part, channels)
-        return _total(_linear(channels, size), _linear(size, n_values))
-    return _linear(block.context_size * (2 if block.context == "concatenated" else 1), n_values)
+        return own_context_size(part, channels) * (channels + n_values)
+    return block.context_size * (2 if block.context == "concatenated" else 1) * n_values
 
 
-def _attention(block: BlockConfig, x: Map) -> Cost:
-    """Return the cost of an attention on a map `x`, which the depthwise convolution has given."""
-    known = ATTENTION_COSTS.get(block.attention or "")
+def _attention(block: BlockConfig, x: Map) -> int:
+    """Count an attention on a map `x`, the output of the depthwise convolution."""
+    known = ATTENTION_MACS.get(block.attention or "")
     if known is None:
         return _measured(block, x)
     reduction = block.se_reduction if block.attention == "se" else ATTENTION_REDUCTION
     return known(x, block.context_size, round_channels(x.channels // reduction))
 
 
-def _gate(*places: int, norm: int = 0) -> Cost:
-    """Return the cost of 7x7 gates over maps of so many places, with or without batch norm (2 parameters)."""
-    return Cost(len(places) * (GATE_TAPS + norm), GATE_TAPS * sum(places))
-
-
 # of a map, the size H of the context and the size h of a hidden layer
-ATTENTION_COSTS: dict[str, Callable[[Map, int, int], Cost]] = {
-    "ca": lambda x, H, h: _total(_linear(H, x.channels, x.bands), _linear(H, x.channels, x.frames)),
-    "ca_frequency": lambda x, H, h: _linear(H, x.channels, x.bands),
-    "ca_time": lambda x, H, h: _linear(H, x.channels, x.frames),
-    "ca_original": lambda x, H, h: _total(
-        _linear(h, x.channels, x.bands),
-        _linear(h, x.channels, x.frames),
-        _linear(x.channels, h, x.bands + x.frames),
-        Cost(2 * h, 0),
-    ),
-    "ta": lambda x, H, h: _gate(x.places, x.channels * x.frames, x.channels * x.bands, norm=2),
-    "srm": lambda x, H, h: Cost(4 * x.channels, 0),
-    "se": lambda x, H, h: _total(_linear(x.channels, h), _linear(h, x.channels)),
-    "grn": lambda x, H, h: Cost(2, 0),
-    "cbam": lambda x, H, h: _total(Cost(2 * x.channels * h, 4 * x.channels * h), _gate(x.places)),
-    "gc": lambda x, H, h: _total(
-        _linear(x.channels, 1, 2 * x.places, bias=False), _linear(x.channels, h), _linear(h, x.channels), Cost(2 * h, 0)
-    ),
+ATTENTION_MACS: dict[str, Callable[[Map, int, int], int]] = {
+    "ca": lambda x, H, h: H * x.channels * (x.bands + x.frames),
+    "ca_frequency": lambda x, H, h: H * x.channels * x.bands,
+    "ca_time": lambda x, H, h: H * x.channels * x.frames,
+    "ca_original": lambda x, H, h: 2 * h * x.channels * (x.bands + x.frames),
+    "ta": lambda x, H, h: GATE_TAPS * (x.places + x.channels * (x.bands + x.frames)),
+    "srm": lambda x, H, h: 0,
+    "se": lambda x, H, h: 2 * x.channels * h,
+    "grn": lambda x, H, h: 0,
+    "cbam": lambda x, H, h: 4 * x.channels * h + GATE_TAPS * x.places,
+    "gc": lambda x, H, h: 2 * x.values + 2 * x.channels * h,
 }
 
 
-def _measured(block: BlockConfig, x: Map) -> Cost:
-    """Return the cost of an attention that somebody added to `ATTENTIONS`, as it runs on tensors without values."""
+def _custom(block: BlockConfig) -> nn.Module:
+    """Return a custom attention, which the user has added to `ATTENTIONS`, as a module without values."""
+    import torch
+
+    from dymn.models.layers.attention import build_attention
+
+    with torch.device("meta"):
+        return build_attention(block).eval()
+
+
+def _measured(block: BlockConfig, x: Map) -> int:
+    """Count a custom attention by running it on tensors without values."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from dymn.models.layers import Context
-    from dymn.models.layers.attention import build_attention
 
+    module = _custom(block)
     with torch.device("meta"), torch.no_grad():
-        module = build_attention(block).eval()
         n_bands, n_frames = x.bands * block.stride, x.frames * block.stride
         sizes = ((block.context_size,), (block.context_size, n_bands, 1), (block.context_size, 1, n_frames))
         context = Context(*(torch.empty(1, *size) for size in sizes))
         with FlopCounterMode(display=False) as counter:
             module(torch.empty(1, *x), context)
-    return Cost(sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2)
+    return int(counter.get_total_flops() // 2)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 from dymn.models import paper
 from dymn.models.paper import DOWNSTREAM_TASKS, DownstreamRow
+from dymn.profiling.formats import as_json, piped
 from dymn.system.files import csv_text
 
 NUMBER = "III"
@@ -14,13 +14,7 @@ TITLE = "mAP (OpenMIC, FSD50K) and accuracy (ESC-50, DCASE20) on downstream task
 
 
 def commands(tables: str = "all") -> str:
-    """Return the command of each row of a table of the paper (its Roman number, III included), or of all.
-
-    A row is a comment line, followed by its commands.
-
-    Raises:
-        ConfigError: if there is no such table.
-    """
+    """Return the commands of the rows of a table (a Roman number, III too) or all, each below a comment line."""
     lines = []
     if tables.upper() != NUMBER:
         for table in paper.TABLES.values() if tables == "all" else [paper.table(tables)]:
@@ -54,14 +48,12 @@ def _csv(rows: Sequence[DownstreamRow]) -> str:
 
 
 def _json(rows: Sequence[DownstreamRow]) -> str:
-    values = [{"table": NUMBER, "row": row.name, **row.figures, "commands": row.commands} for row in rows]
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return as_json([{"table": NUMBER, "row": row.name, **row.figures, "commands": row.commands} for row in rows])
 
 
 def _markdown(rows: Sequence[DownstreamRow]) -> str:
     lines = [["Row", *DOWNSTREAM_TASKS.values()], ["---", *["---:"] * len(DOWNSTREAM_TASKS)], *map(_cells, rows)]
-    piped = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"## Table {NUMBER}. {TITLE}\n\n{piped}\n"
+    return "\n".join([f"## Table {NUMBER}. {TITLE}", "", *map(piped, lines), ""])
 
 
 DOWNSTREAM_FORMATS: dict[str, Callable[[Sequence[DownstreamRow]], str]] = {

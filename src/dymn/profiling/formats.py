@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 from dymn.models import paper
 from dymn.profiling.counting import KINDS
@@ -40,16 +41,8 @@ def comparison_csv(rows: Sequence[Comparison]) -> str:
     return csv_text([COLUMNS, *([value[column] for column in COLUMNS] for value in values)])
 
 
-def comparison_json(rows: Sequence[Comparison]) -> str:
-    """Return rows of the paper as a JSON list with plain counts."""
-    return json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False) + "\n"
-
-
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
-    """Return rows of the paper as a page of Markdown, in millions.
-
-    Rows that leave a detail open are listed with the readings tried.
-    """
+    """Return a page of Markdown, in millions, with the interpretations of rows that leave a detail open."""
     lines = [
         "# The paper's tables",
         "",
@@ -63,10 +56,10 @@ def comparison_markdown(rows: Sequence[Comparison]) -> str:
         lines += [
             f"## Table {number}. {paper.TABLES[number].title}",
             "",
-            _piped(HEADINGS),
-            _piped(["---", *["---:"] * 7]),
+            piped(HEADINGS),
+            piped(["---", *["---:"] * 7]),
         ]
-        lines += [_piped(_cells(row)) for row in group]
+        lines += [piped(_cells(row)) for row in group]
         lines.append("")
     named = {row.table for row in rows}
     readings = [reading for reading in paper.READINGS if reading.table in named]
@@ -77,13 +70,13 @@ def comparison_markdown(rows: Sequence[Comparison]) -> str:
             "Where the paper leaves a detail of a row open, these interpretations were counted. dymn builds the one "
             "in bold.",
             "",
-            _piped(["Table", "Row", "Interpretation", "MACs", "Parameters"]),
-            _piped(["---", "---", "---", "---:", "---:"]),
+            piped(["Table", "Row", "Interpretation", "MACs", "Parameters"]),
+            piped(["---", "---", "---", "---:", "---:"]),
         ]
         for reading in readings:
             bold = "**" if reading.kept else ""
             cells = [reading.table, reading.row, reading.text, f"{reading.macs:.2f}", f"{reading.parameters:.4f}"]
-            lines.append(_piped([f"{bold}{cell}{bold}" for cell in cells]))
+            lines.append(piped([f"{bold}{cell}{bold}" for cell in cells]))
         lines.append("")
     return "\n".join(lines)
 
@@ -121,23 +114,18 @@ def profile_csv(profile: Profile) -> str:
     return csv_text([("place", *KINDS), *rows])
 
 
-def profile_json(profile: Profile) -> str:
-    """Return a profile as a JSON object."""
-    return json.dumps(profile.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-
-def profile_markdown(profile: Profile) -> str:
-    """Return a profile as Markdown."""
-    return f"```text\n{profile_table(profile)}```\n"
-
-
-COMPARISON_FORMATS = {
+COMPARISON_FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
     "table": comparison_table,
-    "json": comparison_json,
+    "json": lambda rows: as_json([row.to_dict() for row in rows]),
     "csv": comparison_csv,
     "markdown": comparison_markdown,
 }
-PROFILE_FORMATS = {"table": profile_table, "json": profile_json, "csv": profile_csv, "markdown": profile_markdown}
+PROFILE_FORMATS: dict[str, Callable[[Profile], str]] = {
+    "table": profile_table,
+    "json": lambda profile: as_json(profile.to_dict()),
+    "csv": profile_csv,
+    "markdown": lambda profile: f"```text\n{profile_table(profile)}```\n",
+}
 
 
 def _cells(row: Comparison) -> list[str]:
@@ -164,5 +152,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _piped(cells: Sequence[str]) -> str:
+def as_json(value: Any) -> str:
+    """Return JSON types as readable text."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def piped(cells: Sequence[str]) -> str:
+    """Return a row of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"

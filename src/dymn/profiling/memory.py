@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from dymn.architectures import reads_context
 from dymn.config import BlockConfig, FrontEndConfig, check
-from dymn.profiling.counting import place_names
+from dymn.profiling.counting import Map, place_names
 from dymn.profiling.networks import Network, resolve
 
 BYTES_PER_VALUE = 4  # float32
-
-
-class Size(NamedTuple):
-    """The shape of one feature map."""
-
-    channels: int
-    bands: int
-    frames: int
-
-    @property
-    def values(self) -> int:
-        """How many numbers it holds."""
-        return self.channels * self.bands * self.frames
-
-    def after(self, channels: int, stride: int, time_stride: int | None = None) -> Size:
-        """Return the shape behind a convolution with padding to the same size."""
-        return Size(channels, -(-self.bands // stride), -(-self.frames // (time_stride or stride)))
 
 
 @dataclass(frozen=True)
@@ -60,7 +42,7 @@ def peak_memory(
     )
     config = resolve(model)
     places = place_names(config)
-    spectrogram = Size(1, n_mels, n_frames)
+    spectrogram = Map(1, n_mels, n_frames)
     size = spectrogram.after(config.blocks[0].c_in, 2)
     plain, in_place = {places[0]: spectrogram.values + size.values}, {places[0]: spectrogram.values + size.values}
     for place, block in zip(places[1:-2], config.blocks, strict=True):
@@ -74,7 +56,7 @@ def peak_memory(
     return PeakMemory(plain[worst] * bytes_per_value, worst, in_place[tricked] * bytes_per_value, tricked)
 
 
-def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
+def _block_memory(block: BlockConfig, x: Map) -> tuple[int, int]:
     """Return how many values a block holds at most, without and with the tricks."""
     expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, *block.strides)
     out = x.after(block.c_out, *block.strides)
@@ -89,7 +71,7 @@ def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
     pools_expanded = block.attention is not None and not reads_context(block.attention)
     if block.is_dynamic and block.context == "own":  # the context of each part is taken from all its channels
         return max(steps), max(steps)
-    one_channel = x.bands * x.frames + filtered.bands * filtered.frames
+    one_channel = x.places + filtered.places
     if pools_expanded:
         return max(steps), max(x.values + filtered.values + one_channel, kept + filtered.values + out.values)
     return max(steps), x.values + out.values + one_channel
@@ -97,10 +79,7 @@ def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The receptive field of one value of the last feature map through the convolutions.
-
-    A context sees the whole clip besides.
-    """
+    """The receptive field of a value of the last feature map through convolutions; contexts see the whole clip."""
 
     bands: int
     frames: int
@@ -108,11 +87,7 @@ class ReceptiveField:
 
 
 def receptive_field(model: Network, front_end: FrontEndConfig | None = None) -> ReceptiveField:
-    """Work out the receptive field of the convolutions in mel bands, frames and seconds.
-
-    Raises:
-        ConfigError, WeightsError: as `resolve` does.
-    """
+    """Return the receptive field of the convolutions; errors are those of `resolve`."""
     front_end = front_end or FrontEndConfig()
     reach, step = [3, 3], [2, 2]  # of the stem, along frequency and time
     for block in resolve(model).blocks:

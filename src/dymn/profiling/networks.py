@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
 
 MAX_CONFIG = 2**22  # bytes
-RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], in addition to the name
+RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], besides the name
 Network = Union[str, Path, Variant, ModelConfig, "MobileNet"]
 
 
@@ -43,9 +43,7 @@ def resolve(model: Network) -> ModelConfig:
         return model.config
     if str(model).lower().endswith((".json", ".toml")):
         return _config_from_file(Path(model))
-    if is_checkpoint(model):
-        return open_network(model).config
-    return _config_by_name(str(model))
+    return _config_by_name(model)
 
 
 def open_network(model: str | Path) -> Stored:
@@ -75,11 +73,13 @@ def _alias(name: str) -> str:
     return name.lower().replace("-", "_")
 
 
-def _config_by_name(name: str) -> ModelConfig:
-    if name in REGISTRY:
-        published = REGISTRY[name]
+def _config_by_name(name: str | Path) -> ModelConfig:
+    if is_checkpoint(name):
+        return open_network(name).config
+    if str(name) in REGISTRY:
+        published = REGISTRY[str(name)]
         return model_config(published.architecture, **published.settings)
-    return open_network(name).config if is_checkpoint(name) else model_config(name)
+    return model_config(str(name))
 
 
 def _config_from_file(path: Path) -> ModelConfig:

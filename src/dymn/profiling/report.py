@@ -105,11 +105,7 @@ class Latency(NamedTuple):
 
 
 def latency(network: MobileNet, n_mels: int = 128, n_frames: int = 1000, runs: int = 5) -> Latency:
-    """Measure the time for single spectrograms of zeros, after one warm-up run, on the current device and threads.
-
-    Raises:
-        ConfigError: if `runs` or a size is below 1.
-    """
+    """Measure the time for single spectrograms of zeros, after a warm-up run, on the current device and threads."""
     import torch
 
     check(

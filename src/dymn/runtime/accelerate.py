@@ -12,13 +12,10 @@ from dymn.models.mobilenet import MobileNet, Output
 from dymn.native import libraries
 from dymn.native.network import is_known
 from dymn.runtime.compiled import compile_network
-from dymn.runtime.cuda import compiled
 from dymn.runtime.fold import fold
 from dymn.runtime.framewise import ArrayFrameHead
-from dymn.runtime.fused import FusedNetwork, fuse
+from dymn.runtime.fused import fuse
 from dymn.system.arrays import Floats
-
-__all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
 
 
 def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
@@ -41,15 +38,7 @@ class NativeNetwork:
     """
 
     def __init__(self, model: MobileNet, build: str | None = None) -> None:
-        """Fold and pack the weights of a network.
-
-        Args:
-            model: a network for which `dymn.native.network.is_known` holds.
-            build: a key of `dymn.native.libraries`; None is the fastest.
-
-        Raises:
-            ConfigError: if there is no such build, or the network has parts that the compiled code lacks.
-        """
+        """Fold and pack the weights of a network; `build` and errors are those of `compile_network`."""
         folded = fold(model.config, model.stored().state)
         self.compiled = compile_network(folded, build)
         self._head = None if model.config.sequence is None else ArrayFrameHead(folded, self.compiled.library)

@@ -131,9 +131,7 @@ class Backend(ABC):
         except (MemoryError, RuntimeError) as error:
             if resource_error(error) is None:
                 raise
-            raise ResourceError(
-                f"There is not enough memory for a batch of {len(samples)} windows. Use a smaller batch size."
-            ) from error
+            raise too_large(len(samples)) from error
 
     @property
     def frame_samples(self) -> int:
@@ -211,12 +209,13 @@ class Backend(ABC):
         )
 
 
-def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
-    """Return an array or tensor of waveforms [B, N] as float32 samples with full scale 1.
+def too_large(n_windows: int) -> ResourceError:
+    """Return the error for a batch that does not fit the memory."""
+    return ResourceError(f"There is not enough memory for a batch of {n_windows} windows. Use a smaller batch size.")
 
-    Raises:
-        AudioError: if the shape is another one, or a sample is not finite.
-    """
+
+def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+    """Return waveforms [B, N] as float32 with full scale 1, or raise an `AudioError` for other or infinite ones."""
     if not isinstance(waveforms, np.ndarray):
         waveforms = waveforms.detach().float().cpu().numpy()
     if waveforms.ndim != 2 or 0 in waveforms.shape:

@@ -27,10 +27,7 @@ def compile_network(folded: Folded, build: str | None = None) -> CompiledNetwork
 def pack(folded: Folded) -> PackedNetwork:
     """Return a network as the compiled code takes it: views of the folded arrays where that is enough.
 
-    The head of a frame-wise network is left out: it follows the compiled code, see `dymn.runtime.framewise`.
-
-    Raises:
-        ConfigError: if it has parts that the compiled code does not support.
+    Errors are those of `compile_network`. The head of a frame-wise network is left out, see `dymn.runtime.framewise`.
     """
     config, arrays = folded
     check(

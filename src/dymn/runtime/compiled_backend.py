@@ -9,11 +9,10 @@ import numpy as np
 
 from dymn.audio.windows import Filled
 from dymn.config import check
-from dymn.errors import ResourceError
 from dymn.native import libraries
 from dymn.native.log_mel import array_log_mel
 from dymn.native.network import CompiledNetwork, is_known
-from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput, too_large
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.fold import fold
 from dymn.runtime.framewise import ArrayFrameHead
@@ -29,15 +28,12 @@ if TYPE_CHECKING:
 
 
 def can_compile(stored: Stored) -> bool:
-    """Return whether this machine has compiled code that knows the network of a checkpoint."""
+    """Return whether this machine has compiled code that supports the network of a checkpoint."""
     return bool(libraries()) and is_known(stored.config)
 
 
 class CompiledBackend(Backend):
-    """A network in compiled code.
-
-    It computes probabilities, embeddings of the last layer and frame scores, on the CPU in float32.
-    """
+    """A network in compiled code: probabilities, last-layer embeddings and frame scores, on the CPU in float32."""
 
     def __init__(self, stored: Stored, threads: int | None = None, *, build: str | None = None) -> None:
         """Fold and pack a network.
@@ -45,7 +41,7 @@ class CompiledBackend(Backend):
         Args:
             stored: a checkpoint for which `can_compile` holds.
             threads: number of CPU threads that compute the network; None is one for each CPU that may be used.
-            build: a key of `dymn.native.libraries`; None is the fastest.
+            build: as for `compile_network`.
 
         Raises:
             ConfigError: if `threads` is not allowed, or there is no compiled code for this machine or network.
@@ -69,51 +65,34 @@ class CompiledBackend(Backend):
         return (sliding(window.samples, window.n_samples) for window in windows)
 
     def run(self, features: Floats) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features` [B, 1, F, T].
-
-        Raises:
-            ResourceError: if the batch does not fit the memory.
-        """
+        """Return probabilities [B, C] and embeddings [B, D] of spectrograms [B, 1, F, T]; see `Backend.run`."""
         if self._head is not None:
             return BackendOutput(*self.frame_run(features)[1:])
         try:
             embedding = self._network.embed(features, self._threads)
         except MemoryError as error:
-            raise _no_room(len(features)) from error
+            raise too_large(len(features)) from error
         return self.checked(
             BackendOutput(probabilities(self._network.logits(embedding), self.card.exclusive), embedding)
         )
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames of the last feature map.
-
-        It is 10,240 for the published networks, 0.32 s, and 640 for frame-wise ones, 0.04 s.
-        """
+        """The samples between two frames: 10,240 (0.32 s) for published networks, 640 (0.04 s) for frame-wise ones."""
         return self._network.time_stride * self.front_end.hop_length
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
-
-        See `Backend.frame_run`.
-
-        Raises:
-            ResourceError: if the batch does not fit the memory.
-        """
+        """See `Backend.frame_run`."""
         try:
             embedding, maps = self._network.embed_frames(features, self._threads)  # [B, D], [B, D, T]
             logits = self._logits(moving_average(maps, smoothing), embedding)
             frames, clips = (probabilities(found, self.card.exclusive) for found in logits)
         except MemoryError as error:
-            raise _no_room(len(features)) from error
+            raise too_large(len(features)) from error
         return self.checked(FrameOutput(frames, clips, embedding))
 
     def network(self) -> MobileNet:
-        """Return the network as a PyTorch module in evaluation mode.
-
-        Raises:
-            MissingExtraError: if PyTorch is not installed.
-        """
+        """See `Backend.network`."""
         if self._model is None:
             require_torch("Looking inside a network")
             from dymn.models.mobilenet import MobileNet
@@ -129,17 +108,10 @@ class CompiledBackend(Backend):
 
 
 def moving_average(maps: Floats, width: int) -> Floats:
-    """Return the mean over `width` frames, an odd number, around each frame of [B, D, T].
-
-    At the ends, it is the mean over the frames that exist.
-    """
+    """Return the mean over `width` (odd) frames around each frame of [B, D, T], fewer at the ends."""
     if width <= 1:
         return maps
     n_frames = maps.shape[2]
     places = np.arange(n_frames)
     near = (np.abs(places[:, None] - places) <= width // 2).astype(np.float32)  # [T, T]
     return np.asarray(maps @ near / near.sum(axis=0), np.float32)
-
-
-def _no_room(n_windows: int) -> ResourceError:
-    return ResourceError(f"There is not enough memory for a batch of {n_windows} windows. Use a smaller batch size.")

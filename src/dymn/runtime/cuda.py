@@ -1,7 +1,4 @@
-"""Inference on GPUs with a compiled network.
-
-The network is compiled for few batch sizes, so that few CUDA graphs are recorded.
-"""
+"""Inference on GPUs with a network compiled for few batch sizes, so that few CUDA graphs are recorded."""
 
 from __future__ import annotations
 

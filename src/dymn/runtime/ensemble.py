@@ -8,7 +8,7 @@ import numpy as np
 
 from dymn.audio.windows import Filled
 from dymn.config import check
-from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput, O
 from dymn.runtime.scores import Scores, probabilities
 from dymn.system.arrays import Floats
 from dymn.weights.ensembles import joint_card
@@ -46,51 +46,39 @@ class EnsembleBackend(Backend):
 
     def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, C] of the mean logits, and the embeddings of all networks side by side [B, D]."""
-        outputs = [member.run(self._features(member, features)) for member in self.members]
-        return self.checked(
-            BackendOutput(
-                self._mean([output.probabilities for output in outputs]),
-                np.concatenate([output.embedding for output in outputs], axis=1),
-            )
-        )
+        return self._joined([member.run(self._features(member, features)) for member in self.members])
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames, which all networks share.
-
-        Raises:
-            ConfigError: if they differ, or one computes whole windows only.
-        """
+        """The samples between two frames; a `ConfigError` if the networks differ or have none."""
         found = {member.frame_samples for member in self.members}
         check(len(found) == 1, f"The frames of {self.card.name} are {sorted(found)} samples apart; they must be equal.")
         return found.pop()
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
         """Return what `run` does and the probabilities of each frame; see `Backend.frame_run`."""
-        outputs = [member.frame_run(self._features(member, features), smoothing) for member in self.members]
-        return self.checked(
-            FrameOutput(
-                self._mean([output.frames for output in outputs]),
-                self._mean([output.probabilities for output in outputs]),
-                np.concatenate([output.embedding for output in outputs], axis=1),
-            )
-        )
+        return self._joined([member.frame_run(self._features(member, features), smoothing) for member in self.members])
 
     def enter_worker(self) -> None:
-        """Called once in each decoding thread before anything else."""
+        """See `Backend.enter_worker`."""
         for member in self.members:
             member.enter_worker()
 
     def entered_workers(self) -> None:
-        """Called in the thread that runs the networks, after all decoding threads have called `enter_worker`."""
+        """See `Backend.entered_workers`."""
         for member in self.members:
             member.entered_workers()
 
     def _features(self, member: Backend, features: Floats) -> Floats:
         return features if self._shares else member.waveform_features(features)
 
+    def _joined(self, outputs: Sequence[O]) -> O:
+        """Return the outputs of the members as one: the probabilities of mean logits, and all embeddings."""
+        *scores, embeddings = zip(*outputs, strict=True)  # in the order of the fields
+        return self.checked(type(outputs[0])._make([*map(self._mean, scores), np.concatenate(embeddings, axis=1)]))
+
     def _mean(self, scores: Sequence[Scores]) -> Scores:
         """Return the probabilities of the mean of the logits that probabilities [..., C] stand for."""
-        said = np.stack(scores).astype(np.float64).clip(np.finfo(np.float32).tiny, NEAR_ONE)
-        logits = np.log(said) if self.card.exclusive else np.log(said) - np.log1p(-said)
+        given = np.stack(scores).astype(np.float64).clip(np.finfo(np.float32).tiny, NEAR_ONE)
+        logits = np.log(given) if self.card.exclusive else np.log(given) - np.log1p(-given)
         return probabilities(logits.mean(axis=0), self.card.exclusive)

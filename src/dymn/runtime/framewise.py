@@ -45,7 +45,7 @@ class ArrayFrameHead:
         self._frame, self._clip = parts.layer("frame"), parts.layer("clip")
 
     def scores(self, maps: Floats, n_threads: int) -> tuple[Floats, Floats]:
-        """Return what the trained head says of a feature map [B, C, T].
+        """Return the output of the trained head for a feature map [B, C, T].
 
         Returns:
             logits of frames [B, length, classes] and of clips [B, classes].
@@ -251,7 +251,7 @@ class Direction:
 
 
 def minimal_gru(x: Floats) -> Floats:
-    """Return the states [B, T, n] of a minimal GRU whose candidates and gates [B, T, 2 n] know nothing of the past."""
+    """Return the states [B, T, n] of a minimal GRU whose candidates and gates [B, T, 2 n] do not depend on the past."""
     candidate, gate = np.split(x, 2, axis=2)
     share = sigmoid(gate)
     kept = 1 - share

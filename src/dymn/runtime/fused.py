@@ -96,21 +96,18 @@ class FusedNetwork(nn.Module):
             return self._output([functional.hardswish(self.last(x), inplace=True) for x in maps])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of classes [B, C].
-
-        These are the sigmoid of each logit or, if the card is `exclusive`, their softmax.
-        """
+        """Return probabilities [B, C]: the sigmoid of each logit or, if the card is `exclusive`, their softmax."""
         return torch.softmax(logits, dim=1) if self.card.exclusive else torch.sigmoid(logits)
 
     def _begin(self, clip: Tensor) -> Tensor:
         """Map [1, 1, n_mels, frames] to [F, T, C]."""
         n_bands, n_frames = clip.shape[2:]
-        # one channel, said to be the last axis
+        # one channel, as the last axis
         clip = clip.contiguous().as_strided(clip.shape, (n_bands * n_frames, 1, n_frames, 1))
         return functional.hardswish(_channels_last(self.stem(clip)), inplace=True)
 
     def _output(self, maps: list[Tensor]) -> Output:
-        """Return what the head says of the last feature maps, each [F, T, D]."""
+        """Return the output of the head for the last feature maps, each [F, T, D]."""
         means = [x.flatten(0, 1).mean(dim=0) for x in maps]
         embedding = torch.stack(means) if means else self.stem.weight.new_empty(0, self.config.c_last)
         return Output(self.head(embedding), embedding)
@@ -132,7 +129,7 @@ class Parts(dict[str, Tensor]):
         return Parts({name.removeprefix(prefix): tensor for name, tensor in self.items() if name.startswith(prefix)})
 
     def layer(self, name: str) -> nn.Linear:
-        """Return a linear layer, which is also a pointwise convolution on channels that lie last."""
+        """Return a linear layer, which is also a pointwise convolution with channels last."""
         return _linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
 
@@ -334,10 +331,7 @@ class FusedStage(nn.Module):
         )
 
     def of_clip(self, read: Iterator[Tensor]) -> _ClipStage:
-        """Return the stage of a clip.
-
-        `read` gives the coefficients that the block reads off its context, in the order of the stages.
-        """
+        """Return the stage of a clip; `read` yields the coefficients from the context in the order of the stages."""
         kernel = self.kernel(next(read) if self.dynamic else None)
         if not self.n_maps:
             return _ClipStage(kernel, self.bias, IN_PLACE[self.activation_name])
@@ -410,7 +404,7 @@ class Coordinates(nn.Module):
 
 
 class WholeMap(nn.Module):
-    """An attention as it is, which looks at the whole map."""
+    """An unchanged attention, which needs the whole map."""
 
     def __init__(self, config: BlockConfig, parts: Parts) -> None:
         super().__init__()
@@ -435,7 +429,7 @@ def _pooled(sequence: Tensor, stride: int) -> Tensor:
 
 def _channels_first(x: Tensor) -> Tensor:
     """View [F, T, C] as [1, C, F, T]."""
-    return x.unsqueeze(0).permute(0, 3, 1, 2)  # in this order the strides say channels last
+    return x.unsqueeze(0).permute(0, 3, 1, 2)  # with these strides the layout is channels last
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Averages of any feature maps of a network, computed by PyTorch.
-
-The module is imported only where layers other than the last are wanted.
-"""
+"""Averages of any feature maps in PyTorch; imported only for layers other than the last."""
 
 from __future__ import annotations
 
@@ -21,13 +18,7 @@ from dymn.system.devices import compute_alone_after_fork, computing
 class LayerAverages(nn.Module):
     """Waveforms to embeddings: front end, the network as far as it is needed, averages, concatenation.
 
-    Its gradients are PyTorch's.
-
-    Attributes:
-        layers: the names of the layers, in the order of their values.
-        names: one a value, such as "block3_0".
-        size: number of values of an embedding, D.
-        sample_rate: of the waveforms, in Hz.
+    `layers`, `names`, `size` and `sample_rate` are those of `dymn.Embedder`.
     """
 
     def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
@@ -35,9 +26,7 @@ class LayerAverages(nn.Module):
 
         Args:
             model: a network in evaluation mode; its weights are shared, not copied.
-            layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which `run` computes the network, one of
-                `dymn.system.devices.COMPUTE_PRECISIONS`.
+            layers, precision: as for `dymn.Embedder`; `precision` is that of `run`.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.
@@ -56,11 +45,7 @@ class LayerAverages(nn.Module):
         self.sample_rate = model.card.front_end.sample_rate
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            AudioError: if the waveform is not [B, N] with N of at least 1.
-        """
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, or raise an `AudioError` for other shapes."""
         return self.averages(self.log_mel(waveform))
 
     def averages(self, log_mel: Tensor) -> Tensor:
@@ -71,9 +56,7 @@ class LayerAverages(nn.Module):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> Floats:
-        """Return embeddings [B, D] of the features that `Backend.features` gives.
-
-        These are log-mel spectrograms [B, 1, F, T] or samples [B, N].
+        """Return embeddings [B, D] of `Backend.features`: spectrograms [B, 1, F, T] or samples [B, N].
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.

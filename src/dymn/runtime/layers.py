@@ -28,9 +28,7 @@ def is_last(layers: str | Sequence[str]) -> bool:
 
 
 def parse_layers(layers: str | Sequence[str], n_blocks: int = 15) -> tuple[str, ...]:
-    """Return the names of single layers that `layers` names, in its order.
-
-    "mels,blocks0-2" is mels, block0, block1, block2.
+    """Return the single layers that `layers` names: "mels,blocks0-2" is mels, block0, block1, block2.
 
     Args:
         layers: names as above, in a list or with commas between.

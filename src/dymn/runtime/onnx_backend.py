@@ -31,19 +31,13 @@ def cached_path(name: str) -> Path:
 
 
 def find_file(model: str | Path) -> Path:
-    """Return the ONNX file of a path or of a model's name.
-
-    Raises:
-        WeightsError: if there is none.
-    """
-    path = Path(model)
-    if path.suffix == ".onnx" and path.is_file():
-        return path
-    cached = cached_path(str(model))
-    if path.suffix == ".onnx" or not cached.is_file():
-        remedy = "Check the path." if path.suffix == ".onnx" else f"Write it with: dymn export {model}"
-        raise WeightsError(f"There is no ONNX file {path if path.suffix == '.onnx' else cached}. {remedy}")
-    return cached
+    """Return the ONNX file of a path or of a model's name, or raise a `WeightsError` if there is none."""
+    path, remedy = Path(model), "Check the path."
+    if path.suffix != ".onnx":
+        path, remedy = cached_path(str(model)), f"Write it with: dymn export {model}"
+    if not path.is_file():
+        raise WeightsError(f"There is no ONNX file {path}. {remedy}")
+    return path
 
 
 class OnnxBackend(Backend):
@@ -117,33 +111,23 @@ class OnnxBackend(Backend):
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
 
     def run(self, features: Floats) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of windows [B, N] at `sample_rate`.
+        """Return probabilities [B, C] and embeddings [B, D] of windows [B, N] at `sample_rate`; see `Backend.run`.
 
         Raises:
             ConfigError: if the file takes clips of another length, or log-mel spectrograms.
-            WeightsError: if the file gives something else than probabilities of its labels.
         """
         probabilities, _, embedding, *_ = self.outputs(self._fitting(features))
         return BackendOutput(probabilities, embedding)
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames.
-
-        Raises:
-            ConfigError: if the file holds no frame-wise network.
-        """
+        """The number of samples between two frames; a `ConfigError` if the network is not frame-wise."""
         if self._frame_samples is None:
             raise self._no_frames()
         return self._frame_samples
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
-
-        Raises:
-            ConfigError: if the file holds no frame-wise network, or takes other clips.
-            WeightsError: if the file gives something else than probabilities of its labels.
-        """
+        """See `Backend.frame_run`; a `ConfigError` if the network is not frame-wise, or clips do not fit."""
         if self._frame_samples is None:
             raise self._no_frames()
         probabilities, _, embedding, frames = self.outputs(self._fitting(features))
@@ -156,7 +140,7 @@ class OnnxBackend(Backend):
 
         Raises:
             ConfigError: if the shape is not what the file takes.
-            WeightsError: if the file gives something else than probabilities of its labels.
+            WeightsError: if the outputs are not probabilities of the file's labels.
         """
         batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
         try:

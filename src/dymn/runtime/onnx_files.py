@@ -2,7 +2,7 @@
 
 A tensor of an ONNX file may name another file and a place in it. What a runtime allows there depends on its version, so
 dymn refuses it. The file is a message of protobuf (onnx.proto of ONNX): fields, each a tag with number and kind, then a
-value, whose length comes first unless the kind says it.
+value, preceded by its length unless the kind implies it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dymn.errors import WeightsError
 
 MAX_FILE = 2**31 - 1  # what a message of protobuf may have
-MAX_FIELDS = 2**21  # that are looked at; an exported network has some ten thousand
+MAX_FIELDS = 2**21  # that are inspected; an exported network has some ten thousand
 MAX_DEPTH = 32
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _ORT_FORMAT = b"ORTM"  # at byte 4: ONNX Runtime's own format, which is no message of protobuf
@@ -31,11 +31,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Reject a file that is no ONNX file, or whose tensors lie in other files.
-
-    Raises:
-        WeightsError: naming the file.
-    """
+    """Raise a `WeightsError` unless content is an ONNX file with all of its tensors."""
     try:
         if content[4:8] == _ORT_FORMAT:
             raise ValueError("it is in ONNX Runtime's own format")

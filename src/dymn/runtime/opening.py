@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dymn.config import check
+from dymn.config import check, check_choice
 from dymn.errors import ConfigError
 from dymn.native import libraries
 from dymn.runtime.backend import Backend
@@ -68,7 +68,7 @@ def open_backend(
         options = {"backend": backend, "device": device, "threads": threads, "precision": precision, "compile": compile}
         opened = [open_backend(name, **options, progress=progress) for name in names]  # type: ignore[arg-type]
         return EnsembleBackend(opened, source if source in ENSEMBLES else "")
-    check(backend in CHOICES, f"backend is {backend!r}; allowed: {', '.join(CHOICES)}.")
+    check_choice("backend", backend, CHOICES)
     check_threads(threads)
     is_onnx = not isinstance(source, Stored) and str(source).lower().endswith(ONNX)
     plain = precision == "float32" and not compile
@@ -92,14 +92,13 @@ def open_backend(
     compiles = backend == "compiled" or (backend == "auto" and on_cpu and plain)
     if backend == "compiled":
         check(device is None or str(device) == "cpu", f"device is {str(device)!r}; compiled code runs on the CPU only.")
-        check(
-            not compile,
-            "torch.compile applies to PyTorch only. Leave compile out, or use the backend torch.",
-        )
+        check(not compile, "torch.compile applies to PyTorch only. Leave compile out, or use the backend torch.")
         check(plain, f"precision is {precision}; compiled code computes in float32. Use the backend torch.")
     if not compiles:
         require_torch("Computing on another device than the CPU, in another precision or with torch.compile")
-        _check_device(device)  # before anything is downloaded
+        from dymn.system.devices import resolve_device
+
+        resolve_device(device)  # before anything is downloaded
     stored = source if isinstance(source, Stored) else open_checkpoint(source, progress=progress)
     if compiles and can_compile(stored):
         return CompiledBackend(stored, threads)
@@ -108,11 +107,9 @@ def open_backend(
     exported = _exported(stored, threads) if backend == "auto" else None
     if exported is not None:
         return exported
-    lacks = (
-        "has parts that the compiled code does not support"
-        if libraries()
-        else "needs compiled code, and there is none for this CPU"
-    )
+    lacks = "needs compiled code, and there is none for this CPU"
+    if libraries():
+        lacks = "has parts that the compiled code does not support"
     raise ConfigError(
         f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or "
         "export it to ONNX on a machine with PyTorch, and use the .onnx file here (pip install 'dymn[onnx]')."
@@ -120,21 +117,12 @@ def open_backend(
 
 
 def _exported(stored: Stored, threads: int | None) -> OnnxBackend | None:
-    """Return the ONNX file in the cache that was exported from a checkpoint.
-
-    Other checkpoints may have the same name.
-    """
+    """Return the cached ONNX file that was exported from this checkpoint, not from another one of its name."""
     path = cached_path(stored.card.name)
     if not path.is_file():
         return None
     backend = OnnxBackend(path, threads)
     return backend if stored.digest and backend.exported_from == stored.digest else None
-
-
-def _check_device(device: str | torch.device | None) -> None:
-    from dymn.system.devices import resolve_device
-
-    resolve_device(device)
 
 
 def _in_torch(

@@ -17,11 +17,7 @@ THRESHOLDS = ("auto", "precise")
 
 
 def check_threshold(threshold: ThresholdOrName) -> None:
-    """Reject what is neither a probability nor one of `THRESHOLDS`.
-
-    Raises:
-        ConfigError: naming what is allowed.
-    """
+    """Raise a `ConfigError` unless a threshold is a probability or one of `THRESHOLDS`."""
     allowed = threshold in THRESHOLDS if isinstance(threshold, str) else 0 <= threshold <= 1
     check(allowed, f"threshold is {threshold}; it must be from 0 to 1, or one of: {', '.join(THRESHOLDS)}.")
 
@@ -58,9 +54,7 @@ def thresholds_of(card: ModelCard, threshold: ThresholdOrName) -> Scores:
 
 
 def probabilities(logits: Scores, exclusive: bool) -> Scores:
-    """Return the probabilities of classes [..., C].
-
-    They are a sigmoid of each logit, or a softmax if the classes exclude each other.
+    """Return probabilities [..., C]: a sigmoid of each logit, or a softmax if the classes exclude each other.
 
     Logits that are not finite give probabilities that are not finite; `Backend.checked` reports them.
     """

@@ -2,7 +2,7 @@
 
 Away from its ends, the spectrogram of a window is a slice of that of the recording: a frame depends on nothing but the
 samples below its transform's window. At the ends (frames 0, 1 and the last, with the usual settings) the transform's
-reflection is heard, and after a filled window's last sample the filling; those frames are computed again for each
+reflection has an effect, and after a filled window's last sample the filling; those frames are computed again for each
 window.
 """
 

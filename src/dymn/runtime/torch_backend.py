@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dymn.audio.windows import Filled
-from dymn.config import check
+from dymn.config import check, check_choice
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.native.log_mel import array_log_mel
@@ -39,10 +39,7 @@ class TorchBackend(Backend):
 
         Args:
             model: a network whose card names front end and labels; it is used as it is and not copied.
-            device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
-            threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
-            precision: one of `COMPUTE_PRECISIONS`: with bfloat16 and float16 autocast computes the network; the front
-                end is always computed in float32.
+            device, threads, precision: as for `dymn.Tagger`; the front end is always computed in float32.
             compile: whether `run` is compiled with `torch.compile`, separately for each batch size; the first batches
                 are slow.
 
@@ -50,7 +47,7 @@ class TorchBackend(Backend):
             ConfigError: if there is no such device or precision, `threads` is below 1, or the network has several input
                 channels.
         """
-        check(precision in COMPUTE_PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(COMPUTE_PRECISIONS)}.")
+        check_choice("precision", precision, COMPUTE_PRECISIONS)
         model.config.require_mono("Inference on recordings")
         self.precision, self.compile = precision, compile
         self.device = resolve_device(device)
@@ -67,18 +64,12 @@ class TorchBackend(Backend):
             self.frame_seconds = model.config.sequence.length * self.frame_samples / self.sample_rate
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy or a pickle.
-
-        The fast form of the network is left out; it is built again at first use.
-        """
+        """Return the state of a copy or a pickle, without the fast form, which is built again at first use."""
         return {name: value for name, value in vars(self).items() if name != "_network"}
 
     @cached_property
     def _network(self) -> Callable[[Tensor], Output]:
-        """Log-mel spectrograms [B, 1, F, T] to logits.
-
-        On a CPU this is the fastest form, with the weights as they are at first use.
-        """
+        """Log-mel spectrograms [B, 1, F, T] to logits; on a CPU in the fastest form, with the weights at first use."""
         if self.model.config.sequence is not None:
             return self._of_frames
         if self.compile:
@@ -86,10 +77,7 @@ class TorchBackend(Backend):
         return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
-        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice.
-
-        On other devices, yield samples for a front end on the device.
-        """
+        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; on other devices, samples."""
         if not self.is_cpu:
             return super().features(windows, hop)
         sliding = SlidingLogMel(array_log_mel(self.front_end), hop)
@@ -97,12 +85,7 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
-
-        Raises:
-            ConfigError: if the network is to be compiled and cannot be.
-            ResourceError: if the batch does not fit the device's memory.
-        """
+        """See `Backend.run`; a `ConfigError` if the network is to be compiled and cannot be."""
         with computing(self.device, len(features), self.precision):
             found = self._network(self._log_mels(features))
             return self.checked(BackendOutput(self._probabilities(found.logits), _array(found.embedding)))
@@ -117,21 +100,12 @@ class TorchBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames of the last feature map.
-
-        It is 10,240 for the published networks, 0.32 s.
-        """
+        """The number of samples between two frames: 10,240 (0.32 s) for the published networks."""
         return self.model.time_stride * self.front_end.hop_length
 
     @torch.inference_mode()
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
-
-        See `Backend.frame_run`.
-
-        Raises:
-            ResourceError: if the batch does not fit the device's memory.
-        """
+        """See `Backend.frame_run`."""
         with computing(self.device, len(features), self.precision):
             maps = self.model.features(self._log_mels(features))
             embedding = maps.mean(dim=(2, 3))
@@ -143,7 +117,7 @@ class TorchBackend(Backend):
         return self.model
 
     def _of_frames(self, log_mel: Tensor) -> Output:
-        """Return what the trained head of a frame-wise network says."""
+        """Return the output of the trained head of a frame-wise network."""
         maps = self.model.features(log_mel)
         embedding = maps.mean(dim=(2, 3))
         return Output(self.model.head(maps, embedding), embedding)

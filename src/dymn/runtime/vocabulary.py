@@ -67,11 +67,7 @@ def levels(labels: Sequence[str], level: int) -> dict[str, list[int]]:
 
 
 def grouped(labels: Sequence[str], groups: Groups) -> dict[str, list[int]]:
-    """Return the groups with the indices of the labels that belong to each.
-
-    Raises:
-        ConfigError: if a member of a group is neither a label, a pattern that matches one, nor an ancestor of one.
-    """
+    """Return the groups with the indices of their labels, or raise a `ConfigError` for an unknown member."""
     return {
         name: sorted({index for member in members for index in _members(labels, member, name)})
         for name, members in groups.items()
@@ -101,7 +97,7 @@ class Relabelled(Backend):
     def __init__(self, backend: Backend, members: Mapping[str, Sequence[int]], about: Mapping[str, Any]) -> None:
         """Put `members`, names with indices of the backend's labels, in the place of its labels.
 
-        `about` tells in the provenance of the card, under "labels", where they come from, as JSON types.
+        `about` describes their origin as JSON types; the card's provenance contains it under "labels".
         """
         self._backend, self.members = backend, members
         self._combine: Any = np.sum if backend.card.exclusive else np.max
@@ -140,11 +136,11 @@ class Relabelled(Backend):
         return self._backend.network()
 
     def enter_worker(self) -> None:
-        """Called once in each decoding thread before anything else."""
+        """See `Backend.enter_worker`."""
         self._backend.enter_worker()
 
     def entered_workers(self) -> None:
-        """Called in the thread that runs the network, after all decoding threads have called `enter_worker`."""
+        """See `Backend.entered_workers`."""
         self._backend.entered_workers()
 
 

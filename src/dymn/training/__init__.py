@@ -1,6 +1,6 @@
 """Training: one loop for pre-training, distillation and fine-tuning, driven by data.
 
-Recipes need no PyTorch; `train` is imported when it is asked for.
+Recipes need no PyTorch; `train` is imported when it is used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -15,7 +15,7 @@ from torch import Tensor
 from dymn.training.losses import mix
 
 STYLE_EPSILON = 1e-6
-SILENCE = 1e-3  # of full scale: what is softer is not made louder to be heard in a mixture
+SILENCE = 1e-3  # of full scale: softer clips are not amplified in a mixture
 
 
 class Mixing(NamedTuple):
@@ -173,7 +173,7 @@ def spec_augment(
 
 
 def _stripes(size: int, longest: int, chances: npt.NDArray[np.float64]) -> Tensor:
-    """Return which of `size` places lie in the stripe of each clip [B, size], bool."""
+    """Return which of `size` places are in the stripe of each clip [B, size], bool."""
     width = np.floor(chances[:, :1] * (min(longest, size) + 1))
     start = np.floor(chances[:, 1:] * (size - width + 1))
     place = np.arange(size)

@@ -15,21 +15,14 @@ LOWEST = 1e-7  # of a probability
 
 
 def fit_affine(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32]) -> Affine:
-    """Return the map of a student's logits with the least binary cross-entropy against a teacher.
-
-    It is fitted to the probabilities [N, C] of both.
-    """
+    """Return the map of a student's logits with the least binary cross-entropy, from both probabilities [N, C]."""
     p = np.clip(student.astype(np.float64), LOWEST, 1 - LOWEST)
     return calibration.fit_affine(np.log(p / (1 - p)), teacher)
 
 
 @torch.no_grad()
 def fold_affine(model: MobileNet, affine: Affine) -> None:
-    """Put a map of the logits into the last layer of a model.
-
-    Raises:
-        ConfigError: if its head has no such layer.
-    """
+    """Put a map of the logits into the last linear layer of a model, or raise a `ConfigError` without one."""
     if not isinstance(model.head, MLPHead):
         raise ConfigError(
             "Logits are calibrated in the last linear layer, which this network does not have (head 'mlp')."

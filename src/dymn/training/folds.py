@@ -40,22 +40,14 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
     if not all(results):  # of several processes only the first has a result
         return {}
     values = metrics.fold_mean(results, f"test_{data.task.metric}")
-    summary: dict[str, Any] = {
-        "metric": data.task.metric,
-        "fold_numbers": numbers,
-        **values,
-        "train_seconds": _total(results),
-    }
+    summary: dict[str, Any] = {"metric": data.task.metric, "fold_numbers": numbers, **values}
+    summary["train_seconds"] = float(sum(result["train_seconds"] for result in results))
     write_json(out / FOLDS_FILE, summary)
     return summary
 
 
 def fold_numbers(config: TrainConfig, data: Dataset) -> list[int]:
-    """Return the numbers of the folds of a run's dataset.
-
-    Raises:
-        ConfigError: if it has none.
-    """
+    """Return the numbers of the folds of a run's dataset, or raise a `ConfigError` if it has none."""
     folds = sorted(set(data.source.catalog.folds))
     if not folds:
         raise ConfigError(
@@ -63,7 +55,3 @@ def fold_numbers(config: TrainConfig, data: Dataset) -> list[int]:
             "with a column fold have folds."
         )
     return folds
-
-
-def _total(results: list[Record]) -> float:
-    return float(sum(result["train_seconds"] for result in results))

@@ -79,9 +79,7 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
-    """Return the splits that the config names of a dataset that is open, and the teacher's table.
-
-    The cache is made if there is none yet.
+    """Return the configured splits of an open dataset, and the teacher's table; create the cache if needed.
 
     Raises:
         ConfigError: if no split to train on is named.
@@ -132,23 +130,20 @@ def check_table(inputs: Inputs, fill: str) -> list[str]:
         if without:
             notes.append(f"{without} of {len(inputs.train)} training clips have no logits; only their labels are used.")
         notes += [f"{inputs.table.path} has {n} {what}." for what, n in inputs.table.skipped.items()]
-    heard = {} if inputs.table is None else inputs.table.settings
+    taught = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
-    if all(heard.get(name, value) == value for name, value in mine.items()):
+    if all(taught.get(name, value) == value for name, value in mine.items()):
         return notes
     return [
         *notes,
-        f"The teacher's logits are for clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), but this "
+        f"The teacher's logits are for clips of {taught.get('seconds', 0):g} s (fill: {taught.get('fill')}), but this "
         f"run uses clips of {inputs.seconds:g} s (fill: {fill}). They may not fit: create the table again with dymn "
         f"teach --seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
     ]
 
 
 class BaseModels(NamedTuple):
-    """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint.
-
-    Two files of one name are two models.
-    """
+    """The networks that a run builds on, each an object of its own, and the SHA-256 of every checkpoint."""
 
     start: MobileNet | None  # None where training starts from an architecture
     parent: MobileNet | None
@@ -179,7 +174,7 @@ def open_models(config: TrainConfig) -> BaseModels:
 def open_table(config: TrainConfig) -> TeacherTable | None:
     """Open the table of an offline teacher, if there is one.
 
-    Its files lie where their names say, or else next to the data; those that EfficientAT published are downloaded.
+    Its files are at the given paths, or else next to the data; those that EfficientAT published are downloaded.
     """
     teacher = config.teacher
     if not teacher.table:
@@ -210,7 +205,7 @@ def training_loader(
 ) -> Loader:
     """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes.
 
-    `weights` are those by which clips are drawn, where `data.sampling` asks for some.
+    `weights` are those by which clips are drawn, if `data.sampling` uses any.
     """
     data, seed = config.data, config.run.seed
     if data.sampling == "balanced":
@@ -248,7 +243,7 @@ def training_loader(
 
 
 def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig, resident: Resident | None = None) -> Loader:
-    """Return a loader for evaluation, with the teacher's logits for clips that it knows."""
+    """Return a loader for evaluation, with the teacher's logits for clips that its table contains."""
     known = None if inputs.table is None or not set(inputs.table.keys) & set(source.keys) else inputs.table
     cut = resident is not None and int(resident.lengths.max()) >= int(source.max_seconds * source.sample_rate)
     return evaluation_loader(
@@ -301,10 +296,7 @@ def run_digests(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str,
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide a run's numbers, without names of places and machines.
-
-    A checkpoint's card shows these settings.
-    """
+    """Return the settings that decide a run's numbers, as in a checkpoint's card: without places and machines."""
     values: dict[str, Any] = dataclasses.asdict(config)
     run = ("out", "device", "seeds", "threads", "trackers", "name", "licence", "save_steps")
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
@@ -312,7 +304,7 @@ def portable(config: TrainConfig) -> dict[str, Any]:
             del values[section][name]
     if values["schedule"]["tau_start"] is None:  # as versions had it that left nothing open
         values["schedule"]["tau_start"] = 1.0
-    for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
+    for name in ("table", "index"):  # the digest identifies the table, wherever it is
         values["teacher"][name] = bool(values["teacher"][name]) or ""
     for name in ("name", "inherit"):
         values["model"][name] = Path(values["model"][name]).name

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import dymn
-from dymn.data import Batch, Dataset, Source
+from dymn.data import Batch, Dataset, Loader, Source
 from dymn.data.batch import write_bad
 from dymn.errors import DataError, MissingExtraError
 from dymn.evaluation.assess import Assessment, assessed, write_report
@@ -30,11 +30,7 @@ from dymn.models.mobilenet import MobileNet
 from dymn.system.cpus import keeping_all_memory
 from dymn.training.calibration import fit_affine, fold_affine
 from dymn.training.distributed import highest, united
-from dymn.training.inputs import (
-    portable,
-    quiet_loader,
-    training_loader,
-)
+from dymn.training.inputs import portable, quiet_loader, training_loader
 from dymn.training.parts import freeze
 from dymn.training.prepare import BAD_FILE, LAST_FILE, STATE_FILE, Prepared, versions
 from dymn.training.report import Record, Reporter, plot_curves, write_history, write_json
@@ -132,11 +128,8 @@ class Run(Prepared):
             for (_, batch), (loss, terms) in zip(batches, losses, strict=True):
                 part.add(len(batch.keys), loss, terms)
                 self.reporter.batch(loss)
-            part.steps, part.batches, part.seconds = (
-                part.steps + 1,
-                part.batches + len(batches),
-                time.monotonic() - started,
-            )
+            part.steps, part.batches = part.steps + 1, part.batches + len(batches)
+            part.seconds = time.monotonic() - started
             if self.config.run.save_steps and part.steps % self.config.run.save_steps == 0:
                 self._save_part(part)
         if part.steps == 0:
@@ -153,15 +146,11 @@ class Run(Prepared):
         if self.is_main and self.config.optim.norm_clips:
             self._measure_norms(epoch)
         if self.is_main and self.inputs.val is not None:
-            record |= {
-                f"val_{name}": value
-                for name, value in self._measure(self.inputs.val).items()
-                if isinstance(value, (int, float))
-            }
+            measured = self._measure(self.inputs.val)
+            record |= {f"val_{name}": value for name, value in measured.items() if isinstance(value, (int, float))}
         if self.is_main and self.inputs.test is not None and epoch >= schedule.epochs - self.config.data.test_epochs:
-            record |= {
-                f"test_{name}": value for name, value in numbers(self._test(self.result_network).figures).items()
-            }
+            tested = numbers(self._test(self.result_network).figures)
+            record |= {f"test_{name}": value for name, value in tested.items()}
         return record
 
     def _backward(
@@ -194,7 +183,7 @@ class Run(Prepared):
             self.ema.update_parameters(self.network)
 
     def _unite(self) -> None:
-        """Bring together what the processes know of their clips."""
+        """Combine the bad clips and fingerprints of all processes."""
         self.loader.bad = united(self.loader.bad)
         self.loader.fingerprints = highest(self.loader.fingerprints)
 
@@ -228,42 +217,33 @@ class Run(Prepared):
         averaged.temperature = self.network.temperature
         return averaged
 
+    def _scores(self, model: MobileNet, loader: Loader) -> Predictions:
+        return score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+
     def _measure(self, source: Source) -> Record:
         loader = quiet_loader(source, self.inputs, self.config, self.resident)
         if "val" in self.state.fingerprints:
             loader.fingerprints[:] = self.state.fingerprints["val"].numpy()
         self.state.fingerprints["val"] = torch.from_numpy(loader.fingerprints)
-        scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
-        return figures(scores, self.inputs.task.loss)
+        return figures(self._scores(self.result_network, loader), self.inputs.task.loss)
 
     def _test(self, model: MobileNet) -> Assessment:
         """Return the figures of a model on the test set, which chooses nothing."""
         loader = quiet_loader(cast(Source, self.inputs.test), self.inputs, self.config, self.resident)
-        scores = score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+        scores = self._scores(model, loader)
         return assessed(scores, loader.source, self.config.data.kind, "test", self.inputs.task.loss)
 
     def _measure_norms(self, epoch: int) -> None:
         """Measure the statistics of the norms of the network that is evaluated, on its input in training."""
         rng = np.random.default_rng((self.config.run.seed, 2, epoch))
-        clips = dataclasses.replace(self.config.data, workers=0)
-        loader = training_loader(
-            self.inputs,
-            dataclasses.replace(self.config, data=clips),
-            0,
-            1,
-            False,
-            resident=self.resident,
-            weights=self.weights,
-        )
+        config = dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, workers=0))
+        loader = training_loader(self.inputs, config, 0, 1, False, self.resident, self.weights)
         batches = itertools.islice(loader.epoch(epoch), -(-self.config.optim.norm_clips // loader.batches.batch_size))
         step = Step(self.config, self.inputs.task.loss, self.front_end, None, 1.0, Share())
         measure_norms(self.result_network, (step.inputs(batch.to(self.device), rng)[0] for batch in batches))
 
     def _save(self, record: Record) -> None:
-        """Write the results of an epoch.
-
-        The state is the last, so that an epoch counts as done only when all else is written.
-        """
+        """Write the results of an epoch, the state last: an epoch is done only when all else is written."""
         try:
             self._write_epoch(record)
         except OSError as error:
@@ -357,8 +337,7 @@ class Run(Prepared):
         """Scale and shift the logits to fit the teacher best on the validation clips; rewrite the best checkpoint."""
 
         def scores() -> Predictions:
-            loader = quiet_loader(source, self.inputs, self.config, self.resident)
-            return score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+            return self._scores(model, quiet_loader(source, self.inputs, self.config, self.resident))
 
         before = scores()
         if before.teacher is None or self.inputs.task.loss != "bce":

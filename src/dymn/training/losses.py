@@ -23,7 +23,7 @@ class Targets(NamedTuple):
     labels: Tensor  # [B, C], annotation times mask
     mask: Tensor  # [B, C], 1 where annotated
     teacher: Tensor  # [B, C], the teacher's probabilities, 0 for a clip without
-    teacher_share: Tensor  # [B], how much of the clip the teacher has heard: 0 or 1, between for a mixture
+    teacher_share: Tensor  # [B], share of the clip with a teacher: 0 or 1, between for a mixture
 
     def mixed(self, partner: Tensor, share: Tensor) -> Targets:
         """Mix the targets of each clip [B], with weight `share` [B], with those of clip `partner` [B].
@@ -87,19 +87,13 @@ def label_loss(
 
 
 def balanced_weights(counts: npt.NDArray[np.int64]) -> Tensor:
-    """Return for each class [C] the reciprocal of its number of clips, 1 on average.
-
-    A class without clips is treated like one with a single clip.
-    """
+    """Return the reciprocal number of clips of each class [C], 1 on average; without clips as for a single one."""
     weights = 1.0 / np.maximum(counts, 1)
     return torch.from_numpy(weights / weights.mean()).float()
 
 
 def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
-    """Return the cross-entropy against the teacher, averaged over all clips ("bce": and classes).
-
-    Clips without a teacher count as zero.
-    """
+    """Return the mean cross-entropy over clips ("bce": and classes); clips without a teacher count as zero."""
     if kind == "bce":
         # share * softplus(z) - teacher * z is the binary cross-entropy, scaled by the share that has a teacher.
         return (targets.teacher_share[:, None] * functional.softplus(logits) - targets.teacher * logits).mean()

@@ -54,16 +54,13 @@ from dymn.training.start import (
 from dymn.training.state import RunState, load_state
 from dymn.training.step import Share, Step
 
-SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
+SAMPLE_CLIPS = 96  # used before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, LAST_FILE, BAD_FILE = "state.pt", "last.safetensors", "bad_clips.csv"
 WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
 class Prepared:
-    """A training run before its first epoch.
-
-    It has data, teachers, network, optimiser, and the saved state of a run that is resumed.
-    """
+    """A training run before its first epoch: data, teachers, network, optimiser, and the state that it resumes."""
 
     def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
         config = with_folder(config)
@@ -75,10 +72,8 @@ class Prepared:
         self.config = config = with_temperature(config, models.start)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
-        for sentence in (
-            *check_classes(self.inputs, config.teacher.is_present),
-            *check_table(self.inputs, config.data.fill),
-        ):
+        notes = check_classes(self.inputs, config.teacher.is_present) + check_table(self.inputs, config.data.fill)
+        for sentence in notes:
             self.reporter.note(sentence)
         self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
         self.digests = digests(self.inputs) | models.digests
@@ -90,15 +85,8 @@ class Prepared:
         self.weights = self._weights()
         self.loader = self._loader(self.share.rank, self.share.world)
         feature_scale = self._prepare_weights(models.parent)
-        self.step = Step(
-            config,
-            self.inputs.task.loss,
-            self.front_end,
-            self.teachers,
-            feature_scale,
-            self.share,
-            self._class_weights(),
-        )
+        kind, weights = self.inputs.task.loss, self._class_weights()
+        self.step = Step(config, kind, self.front_end, self.teachers, feature_scale, self.share, weights)
         self.ema = self._averaged()
         if config.teacher.block_weight:
             self.step.watch_blocks(self.network)
@@ -176,10 +164,7 @@ class Prepared:
         return training_loader(self.inputs, self.config, rank, world, pin_memory, self.resident, self.weights)
 
     def _weights(self) -> npt.NDArray[np.float64] | None:
-        """Return how often clips are drawn, by what the teachers hear in them.
-
-        The result is kept in the folder, since the teachers hear all clips for it.
-        """
+        """Return the weights by which clips are drawn, from the teachers' scores of all clips; kept in the folder."""
         if self.config.data.sampling != "teacher" or self.teachers is None:
             return None
         path = self.folder / WEIGHTS_FILE
@@ -188,21 +173,20 @@ class Prepared:
                 f"The teacher scores {len(self.inputs.train)} clips once, to determine how often each is drawn."
             )
             with atomic_write(path) as file:
-                np.save(file, heard_weights(self._heard()))
+                np.save(file, heard_weights(self._taught()))
         self.fabric.barrier()
         return cast("npt.NDArray[np.float64]", np.load(path, allow_pickle=False))
 
-    def _heard(self) -> npt.NDArray[np.float32]:
+    def _taught(self) -> npt.NDArray[np.float32]:
         """Return the teachers' probabilities for all training clips [N, C]; zeros for bad ones."""
         source, teachers = self.inputs.train, cast(OnlineTeachers, self.teachers)
         row = {key: i for i, key in enumerate(source.keys)}
-        heard = np.zeros((len(source), len(source.labels)), dtype=np.float32)
+        taught = np.zeros((len(source), len(source.labels)), dtype=np.float32)
         for batch in quiet_loader(source, self.inputs, self.config, self.resident).epoch(0):
             logits = teachers.teach(self.front_end(batch.waveform.to(self.device))).logits
-            np.maximum.at(
-                heard, [row[key] for key in batch.keys], probabilities(logits, self.inputs.task.loss).cpu().numpy()
-            )
-        return heard
+            scores = probabilities(logits, self.inputs.task.loss).cpu().numpy()
+            np.maximum.at(taught, [row[key] for key in batch.keys], scores)
+        return taught
 
     def _prepare_weights(self, parent: MobileNet | None) -> float:
         """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
@@ -212,11 +196,10 @@ class Prepared:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
         teacher_output = None if self.teachers is None else self.teachers.teach(log_mel)
         if settings.prior and has_fresh_head(model):
-            prior = (
-                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
-                if teacher_output is None
-                else teacher_output.logits.mean(dim=0)
-            )
+            if teacher_output is not None:
+                prior: Tensor | None = teacher_output.logits.mean(dim=0)
+            else:
+                prior = prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
             if prior is not None:
                 set_prior(model, prior)
         spread = 1.0 if teacher_output is None else float(teacher_output.embedding.var(dim=0).mean())
@@ -224,9 +207,8 @@ class Prepared:
 
     def _sample(self) -> Tensor:
         """Return the log-mel of some training clips, the same whatever the number of processes."""
-        clips = self._loader(0, 1).epoch(0)
         waveforms: list[Tensor] = []
-        for batch in clips:
+        for batch in self._loader(0, 1).epoch(0):
             waveforms.append(batch.waveform)
             if sum(map(len, waveforms)) >= SAMPLE_CLIPS:
                 break

@@ -100,9 +100,7 @@ def _from_text(text: str, name: str, variant: str, assignments: Sequence[str]) -
             )
         values = merged(values, dict(parse_assignment(assignment) for assignment in assignments))
     except (TypeError, ValueError, AttributeError) as error:  # a value where there should be a table
-        raise (
-            error
-            if isinstance(error, ConfigError)
-            else ConfigError(f"{name} must contain settings in tables: {error}.")
-        ) from error
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{name} must contain settings in tables: {error}.") from error
     return parse(values)

@@ -85,11 +85,7 @@ def write_json(path: Path, values: Record) -> None:
 
 
 def plot_curves(path: Path, history: list[Record], metric: str) -> None:
-    """Draw loss, validation figure and learning rate by epoch.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Draw loss, validation figure and learning rate by epoch, or raise a `MissingExtraError`."""
     with needing("Drawing curves", "plot"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator

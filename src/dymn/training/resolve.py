@@ -29,10 +29,10 @@ class Resolved(NamedTuple):
 def resolve(config: TrainConfig) -> Resolved:
     """Open the data of a run and settle what its config leaves open; a config with nothing open stays as it is.
 
-    `data.kind` "auto" becomes the kind that the files show, and any kind "packed" where shards with an index lie;
+    `data.kind` "auto" becomes the kind of the files, and any kind becomes "packed" for shards with an index;
     `data.val` and `data.test` "auto" become "val" and "test", or "" where there are no such clips.
-    Where neither config nor dataset says how long a training clip is, it is as long as the longest of some
-    clips, within the kind's length.
+    If neither config nor dataset defines the length of a training clip, it is that of the longest of some clips,
+    within the kind's length.
 
     Raises:
         ConfigError: if no data are named.
@@ -82,7 +82,7 @@ def with_folder(config: TrainConfig) -> TrainConfig:
 
 
 def plain_name(model: str) -> str:
-    """Return a model's name, or what a path says of it: "mn04_as" for "mn04_as", "dog" for "models/dog.safetensors"."""
+    """Return a model's name, or the name in its path: "mn04_as" for "mn04_as", "dog" for "models/dog.safetensors"."""
     path = Path(model)
     stem = path.stem if path.suffix in (".safetensors", ".pt", ".pth") else path.name
     if stem in ("best", "last", "model") and path.parent.name:

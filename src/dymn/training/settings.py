@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dymn.config import check, check_number, from_dict, shown
+from dymn.config import check, check_choice, check_number, check_numbers, from_dict, shown
 
 AUTO = "auto"
 SAMPLINGS = ("plain", "balanced", "teacher")
@@ -73,26 +73,16 @@ class DataSettings:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
-        check_number("data.seconds", self.seconds, 0, 3600)
-        check_number("data.max_bad", self.max_bad, 0, 1)
-        for name, high in {
-            "draws": 2**40,
-            "least_draws": 2**40,
-            "workers": 1024,
-            "fold": 2**31,
-            "test_epochs": 10**6,
-        }.items():
-            check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
+        check_choice("data.sampling", self.sampling, SAMPLINGS)
+        check_numbers(self, {"data.seconds": 3600, "data.max_bad": 1})
+        counts = {"data.draws": 2**40, "data.least_draws": 2**40, "data.workers": 1024, "data.fold": 2**31}
+        check_numbers(self, counts | {"data.test_epochs": 10**6}, whole=True)
         check(
             self.val != "test",
             "data.val is 'test', but the test clips must not be used to select the checkpoint. Set data.holdout or "
             "data.val = ''.",
         )
-        check(
-            self.train not in (self.val, self.test),
-            f"data.train is {self.train!r}, which is also evaluated.",
-        )
+        check(self.train not in (self.val, self.test), f"data.train is {self.train!r}, which is also evaluated.")
         if self.holdout is not None:
             check_number("data.holdout", self.holdout, 0, 1)
         check(self.holdout != 1, "data.holdout is 1; it must be below 1.")
@@ -190,19 +180,14 @@ class AugmentSettings:
     annotation: str = "united"
 
     def __post_init__(self) -> None:
-        for name, allowed in {"masking": MASKINGS, "annotation": ANNOTATIONS}.items():
-            value = getattr(self, name)
-            check(value in allowed, f"augment.{name} is {value!r}; allowed: {', '.join(allowed)}.")
+        check_choice("augment.masking", self.masking, MASKINGS)
+        check_choice("augment.annotation", self.annotation, ANNOTATIONS)
         limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
-        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(
-            ("wave_mixup", "padding", "room", "blend", "mixstyle"), 1
-        )
-        for name, high in limits.items():
-            check_number(f"augment.{name}", getattr(self, name), 0, high)
-        for name in ("frequency_mask", "time_mask"):
-            check_number(f"augment.{name}", getattr(self, name), 0, 2**20, whole=True)
-        for name in ("wave_alpha", "mixstyle_alpha"):
-            check_number(f"augment.{name}", getattr(self, name), 1e-3, 1000)
+        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120)
+        limits |= dict.fromkeys(("wave_mixup", "padding", "room", "blend", "mixstyle"), 1)
+        check_numbers(self, {f"augment.{name}": high for name, high in limits.items()})
+        check_numbers(self, {"augment.frequency_mask": 2**20, "augment.time_mask": 2**20}, whole=True)
+        check_numbers(self, {"augment.wave_alpha": 1000, "augment.mixstyle_alpha": 1000}, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -238,36 +223,23 @@ class OptimSettings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
-        check(
-            self.precision in TRAINING_PRECISIONS,
-            f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.",
-        )
-        check(
-            self.class_weights in CLASS_WEIGHTS,
-            f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.",
-        )
+        check_choice("optim.name", self.name, ("adam", "adamw"))
+        check_choice("optim.precision", self.precision, TRAINING_PRECISIONS)
+        check_choice("optim.class_weights", self.class_weights, CLASS_WEIGHTS)
         check_number("optim.lr", self.lr, 1e-12, 1000)
         check_number("optim.layer_decay", self.layer_decay, 1e-6, 1)
-        for name, highest in {
-            "weight_decay": 1000,
-            "clip_norm": 1e6,
-            "ema": 1,
-            "norm_momentum": 1,
-            "label_smoothing": 1,
-        }.items():
-            check_number(f"optim.{name}", getattr(self, name), 0, highest)
+        shares = dict.fromkeys(("optim.ema", "optim.norm_momentum", "optim.label_smoothing"), 1)
+        check_numbers(self, {"optim.weight_decay": 1000, "optim.clip_norm": 1e6, **shares})
         for name in ("ema", "label_smoothing"):
             check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
-        for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0, "freeze": 0}.items():
-            check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
+        check_numbers(self, {"optim.batch_size": 2**20, "optim.accumulate": 2**20}, 1, whole=True)
+        check_numbers(self, {"optim.norm_clips": 2**20, "optim.freeze": 2**20}, whole=True)
         check(
             not (self.freeze and self.norm_clips),
             "optim.norm_clips would change the norms that optim.freeze keeps. Set only one of them.",
         )
-        parts = self.batch_size % self.accumulate == 0
         check(
-            parts,
+            self.batch_size % self.accumulate == 0,
             f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).",
         )
 
@@ -277,7 +249,7 @@ class ScheduleSettings:
     """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
 
     With `seconds`, the schedule follows the clock: the run ends after that time, and the position in the schedule is
-        the elapsed share of it. The number of epochs, and therefore the result, depends on the machine.
+    the elapsed share of it. The number of epochs, and therefore the result, depends on the machine.
 
     The temperature falls from `tau_start` to `tau_end` over `tau_epochs`. Without `tau_start`, it depends on the
     network (see `dymn.training.start.with_temperature`): dynamic convolutions with random weights start at 30, and
@@ -295,10 +267,9 @@ class ScheduleSettings:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "tau_epochs"):
-            check_number(f"schedule.{name}", getattr(self, name), 1, 10**6, whole=True)
-        for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1, "seconds": 1e9}.items():
-            check_number(f"schedule.{name}", getattr(self, name), 0, high)
+        check_numbers(self, {"schedule.epochs": 10**6, "schedule.tau_epochs": 10**6}, 1, whole=True)
+        lengths = dict.fromkeys(("schedule.warm_up", "schedule.ramp_start", "schedule.ramp_length"), 1e6)
+        check_numbers(self, {**lengths, "schedule.floor": 1, "schedule.seconds": 1e9})
         for name in ("tau_start", "tau_end"):
             if getattr(self, name) is not None:
                 check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
@@ -329,8 +300,7 @@ class RunSettings:
     save_steps: int = 1000
 
     def __post_init__(self) -> None:
-        for name, high in {"seed": 2**63 - 1, "threads": 1024, "save_steps": 2**40}.items():
-            check_number(f"run.{name}", getattr(self, name), 0, high, whole=True)
+        check_numbers(self, {"run.seed": 2**63 - 1, "run.threads": 1024, "run.save_steps": 2**40}, whole=True)
         for seed in self.seeds:
             check_number("run.seeds", seed, 0, 2**63 - 1, whole=True)
         check(len(set(self.seeds)) == len(self.seeds), f"run.seeds is {shown(self.seeds)}; it contains a seed twice.")
@@ -356,9 +326,8 @@ class TrainConfig:
             "data.test_epochs cannot be combined with schedule.seconds, with which the last epochs are not known in "
             "advance.",
         )
-        by_teacher = self.data.sampling == "teacher"
         check(
-            not by_teacher or bool(self.teacher.models),
+            self.data.sampling != "teacher" or bool(self.teacher.models),
             "data.sampling is 'teacher', which needs an online teacher (teacher.models).",
         )
         check(

@@ -22,11 +22,7 @@ ANNEAL_FROM, ANNEAL_EPOCHS, ANNEAL_SHARE = 30.0, 30, 0.15  # of the temperature 
 
 
 def check_start(settings: ModelSettings) -> None:
-    """Reject settings of an architecture in addition to a checkpoint.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
+    """Raise a `ConfigError` if settings of an architecture are given together with a checkpoint."""
     if settings.name in MODELS:
         return
     for name in ("settings", "inherit"):
@@ -38,7 +34,7 @@ def check_start(settings: ModelSettings) -> None:
 
 
 def front_end_of(settings: ModelSettings, pretrained: MobileNet | None) -> FrontEndConfig:
-    """Return the front end of a run: that of the checkpoint, or the standard one, changed as the settings say."""
+    """Return the front end of a run: that of the checkpoint, or the standard one, changed by the settings."""
     front_end = FrontEndConfig() if pretrained is None else pretrained.card.front_end
     return from_dict(FrontEndConfig, {**dataclasses.asdict(front_end), **settings.front_end})
 
@@ -74,7 +70,7 @@ def starting_model(
     front_end: FrontEndConfig,
     generator: torch.Generator,
 ) -> MobileNet:
-    """Return the network of a run, newly built or `pretrained`, with one output for each label and a card that says so.
+    """Return the network of a run, newly built or `pretrained`, with one output for each label and a matching card.
 
     Raises:
         ConfigError: if a setting of the architecture is unknown.
@@ -82,11 +78,9 @@ def starting_model(
     if pretrained is None:
         model = create_model(settings.name, len(labels), generator=generator, **settings.settings)
     else:
-        model = (
-            pretrained
-            if pretrained.card.labels == tuple(labels)
-            else pretrained.reset_classifier(labels, generator=generator)
-        )
+        model = pretrained
+        if pretrained.card.labels != tuple(labels):
+            model.reset_classifier(labels, generator=generator)
     model.card = dataclasses.replace(model.card, labels=tuple(labels), front_end=front_end, metrics={}, provenance={})
     return model
 
@@ -119,10 +113,7 @@ def set_prior(model: MobileNet, logits: Tensor) -> None:
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:
-    """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency.
-
-    Return None without labels.
-    """
+    """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency, if any."""
     if table is not None:
         rows = table.match(source, partial=True)
         rows = np.unique(rows[rows >= 0])

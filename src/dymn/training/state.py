@@ -25,10 +25,7 @@ UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.err
 
 @dataclass
 class PartialEpoch:
-    """What is done of an epoch: steps and batches, seconds, and where the loader is.
-
-    `loss` and `terms` (of eq. 8) are sums over its clips.
-    """
+    """Progress within an epoch; `loss` and `terms` (of eq. 8) are sums over its clips, `loader` is its position."""
 
     steps: int = 0
     batches: int = 0
@@ -59,18 +56,14 @@ class RunState:
     best_epoch: int = 0  # counted from 1, as in the history; 0 for none yet
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    # of the clips that were heard, by part of the data
+    # of the clips that were used, by part of the data
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
     clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
     digest: str = ""  # of config and data: a run continues only what it began
 
 
 def save_state(state: RunState, path: Path) -> None:
-    """Write a run's state.
-
-    Raises:
-        DataError: if the disk is full or the folder cannot be written to; the previous file stays.
-    """
+    """Write a run's state, or raise a `DataError` and keep the previous file, such as if the disk is full."""
     try:
         with atomic_write(path) as file:
             # In memory first: a signal in the middle of writing closes the file, and PyTorch's writer would abort the
@@ -92,11 +85,7 @@ def _from_one(state: RunState) -> RunState:
 
 
 def load_state(path: Path) -> RunState:
-    """Read a run's state without executing pickled code, after comparing it with the checksums that it holds.
-
-    Raises:
-        DataError: if the file is no such state, or is damaged.
-    """
+    """Read a run's state without executing code; a `DataError` if it is none, or differs from its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # PyTorch itself compares none of them

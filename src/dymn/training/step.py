@@ -52,19 +52,13 @@ class Share(NamedTuple):
         return values[self.rank :: self.world][:n]
 
     def of_mixing(self, mixing: Mixing, n: int, device: torch.device) -> Mixing:
-        """Return the mixing of this process's `n` clips among themselves.
-
-        The clips of other processes are not available for mixing.
-        """
+        """Return the mixing of this process's `n` clips among themselves; those of others are not available."""
         order = self.of(mixing.partner, n)
         return Mixing(order.argsort().argsort().to(device), self.of(mixing.share, n).to(device))
 
 
 class Example(NamedTuple):
-    """A network's input and targets for a batch.
-
-    The batch is augmented, mixed, and passed to the online teachers, if there are any.
-    """
+    """A network's input and targets for a batch, augmented and mixed, and the outputs of online teachers."""
 
     log_mel: Tensor  # [B, 1, F, T]
     targets: Targets
@@ -94,8 +88,8 @@ class Step:
         self.feature_scale = feature_scale
         self.share = share
         self.batch_size = config.optim.batch_size // config.optim.accumulate
-        # Half of float32's width is enough for a teacher, in the type of the finer mantissa: what it says is not summed
-        # up over steps.
+        # Half of float32's width is enough for a teacher, in the type of the finer mantissa: its outputs are not summed
+        # over steps.
         on_gpu = front_end.basis.device.type == "cuda" and config.optim.precision != "fp32"
         self.teacher_dtype = torch.float16 if on_gpu else None
         self.blocks: BlockOutputs | None = None
@@ -107,7 +101,7 @@ class Step:
         return self.loss(model, self.prepare(batch, rng))
 
     def prepare(self, batch: Batch, rng: np.random.Generator) -> Example:
-        """Augment a batch, compute its spectrograms and ask the teachers.
+        """Augment a batch, compute its spectrograms and run the teachers.
 
         Args:
             batch: on the device of the model.
@@ -119,10 +113,10 @@ class Step:
         if self.teachers is None:
             return Example(log_mel, targets, None)
         teacher_output = self.teachers.teach(log_mel, self.teacher_dtype)
-        heard = probabilities(teacher_output.logits.float() / self.teacher.temperature, self.kind)
+        taught = probabilities(teacher_output.logits.float() / self.teacher.temperature, self.kind)
         return Example(
             log_mel,
-            targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)),
+            targets._replace(teacher=taught, teacher_share=torch.ones_like(targets.teacher_share)),
             teacher_output,
         )
 
@@ -139,17 +133,14 @@ class Step:
             weights=self.class_weights,
         )
         loss = terms.weighed(self.label_weight)
-        self.terms = {
-            f"{name}_loss": term.detach()
-            for name, term in terms._asdict().items()
-            if term is not None and self.has_teacher
-        }
+        if self.has_teacher:
+            self.terms = {f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None}
         if teacher_output is not None and self.teacher.feature_weight > 0:
             distance = functional.mse_loss(output.embedding.float(), teacher_output.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
         if teacher_output is not None and self.blocks is not None:
             distances = [
-                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), teacher_output.maps, strict=True)
+                block_distance(own, other) for own, other in zip(self.blocks.taken(), teacher_output.maps, strict=True)
             ]
             loss = loss + self.teacher.block_weight * torch.stack(distances).mean()
         return loss
@@ -159,7 +150,7 @@ class Step:
         self.blocks = BlockOutputs(network, training=True)
 
     def inputs(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Targets]:
-        """Return the augmented spectrograms [B, 1, F, T] of a batch and what the network should say of them."""
+        """Return the augmented spectrograms [B, 1, F, T] of a batch and their targets."""
         return self._spectrograms(*self._waveforms(batch, rng), rng)
 
     def _waveforms(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Targets]:
@@ -186,10 +177,8 @@ class Step:
             if augment.annotation == "public":
                 targets = targets._replace(labels=(targets.labels > 0.5).float())
         if augment.padding:
-            is_short, share = (
-                rng.random(self.batch_size) < augment.padding,
-                rng.uniform(SHORTEST, 1.0, self.batch_size),
-            )
+            is_short = rng.random(self.batch_size) < augment.padding
+            share = rng.uniform(SHORTEST, 1.0, self.batch_size)
             waveform = cut_short(waveform, self.share.of(np.where(is_short, share, 1.0), n))
         return waveform, targets
 
@@ -227,11 +216,9 @@ class Step:
 
     def _spectrograms(self, waveform: Tensor, targets: Targets, rng: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(waveform)
-        basis = (
-            self.front_end.jittered_basis(torch.Generator().manual_seed(int(rng.integers(2**62))))
-            if augment.jitter
-            else None
-        )
+        basis = None
+        if augment.jitter:
+            basis = self.front_end.jittered_basis(torch.Generator().manual_seed(int(rng.integers(2**62))))
         log_mel = self.front_end(waveform, basis)
         if augment.mixstyle:
             drawn = draw_styles(self.batch_size, augment.mixstyle_alpha, augment.mixstyle, rng)
@@ -265,7 +252,7 @@ def log_uniform(rng: np.random.Generator, low: float, high: float, n: int) -> np
     return drawn
 
 
-def block_distance(own: Tensor, heard: Tensor) -> Tensor:
-    """Return the mean squared difference of two feature maps, in units of the variance of `heard`."""
-    heard = heard.float()
-    return functional.mse_loss(own.float(), heard) / heard.var().clamp(min=1e-12)
+def block_distance(own: Tensor, other: Tensor) -> Tensor:
+    """Return the mean squared difference of two feature maps, in units of the variance of `other`."""
+    other = other.float()
+    return functional.mse_loss(own.float(), other) / other.var().clamp(min=1e-12)

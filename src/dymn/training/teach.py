@@ -88,12 +88,13 @@ class Ensemble:
         lengths = {seconds} if seconds else {card.seconds for card in cards}
         fills = {fill} if fill else {card.fill for card in cards}
         if len(lengths) > 1 or len(fills) > 1:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
                 for teacher, card in zip(self.teachers, cards, strict=True)
             )
             raise ConfigError(
-                f"The models were trained with different lengths or filling of clips: {told}. Set --seconds and --fill."
+                f"The models were trained with different lengths or filling of clips: {listed}. Set --seconds and "
+                "--fill."
             )
         return Learned(lengths.pop(), fills.pop())
 
@@ -251,42 +252,34 @@ class _Part:
         bad: dict[str, str],
         longer: int,
     ) -> None:
-        """Append the results of one batch; after this returns they survive a kill.
-
-        Raises:
-            DataError: if the disk is full; what was added before stays.
-        """
+        """Append the results of a batch, which then survive a kill; a `DataError` if the disk is full."""
+        contents = {
+            "logits": logits.tobytes(),
+            "fingerprints": np.array(fingerprints, dtype=np.int64).tobytes(),
+            "keys": "".join(json.dumps(key) + "\n" for key in keys).encode(),
+        }
         self.longer += longer
         try:
-            self._append(keys, logits, fingerprints, bad)
+            for name, content in contents.items():
+                with (self.folder / name).open("ab") as file:
+                    file.write(content)
+            self.keys += keys
+            self.bad.update(bad)
+            self.done += len(keys) + len(bad)
+            state = {
+                "identity": self.identity,
+                "done": self.done,
+                "kept": len(self.keys),
+                "key_bytes": (self.folder / "keys").stat().st_size,
+                "bad": self.bad,
+                "longer": self.longer,
+            }
+            with atomic_write(self.folder / "state.json") as file:
+                file.write(json.dumps(state).encode())
         except OSError as error:
             raise DataError(
                 f"{self.folder} cannot be written: {error}. Free some space; the same command resumes."
             ) from error
-
-    def _append(
-        self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]
-    ) -> None:
-        for name, content in (
-            ("logits", logits.tobytes()),
-            ("fingerprints", np.array(fingerprints, dtype=np.int64).tobytes()),
-            ("keys", "".join(json.dumps(key) + "\n" for key in keys).encode()),
-        ):
-            with (self.folder / name).open("ab") as file:
-                file.write(content)
-        self.keys += keys
-        self.bad.update(bad)
-        self.done += len(keys) + len(bad)
-        state = {
-            "identity": self.identity,
-            "done": self.done,
-            "kept": len(self.keys),
-            "key_bytes": (self.folder / "keys").stat().st_size,
-            "bad": self.bad,
-            "longer": self.longer,
-        }
-        with atomic_write(self.folder / "state.json") as file:
-            file.write(json.dumps(state).encode())
 
     def content(self) -> tuple[list[str], npt.NDArray[np.generic], npt.NDArray[np.int64]]:
         """Return names, logits (memory-mapped) and fingerprints."""

@@ -59,11 +59,10 @@ def convert(
             f"{source} is not a file. Temperature, strides, attention and dilated are settings of a state dict in a "
             "file; leave them out."
         )
-    stored = (
-        open_checkpoint(source, progress=progress)
-        if known
-        else open_state_dict(read_file(Path(source)), strides, temperature, attention, dilated)
-    )
+    if known:
+        stored = open_checkpoint(source, progress=progress)
+    else:
+        stored = open_state_dict(read_file(Path(source)), strides, temperature, attention, dilated)
     card = stored.card
     replaced = dataclasses.replace(
         card,

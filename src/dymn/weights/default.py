@@ -16,16 +16,14 @@ SHIPPED = "dymn04_open"
 
 
 class Default(NamedTuple):
-    """The model that was chosen, and a sentence that says which it is and why."""
+    """The model that was chosen, and a sentence that names it and the reason."""
 
     stored: Stored
     reason: str
 
 
 def open_default(progress: DownloadProgress | None = None) -> Default:
-    """Open `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
-
-    PyTorch is not imported.
+    """Open `PREFERRED` if it is cached or can be fetched, else `SHIPPED`, which comes with dymn, without PyTorch.
 
     Raises:
         WeightsError: if neither can be had.

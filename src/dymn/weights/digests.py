@@ -23,10 +23,7 @@ LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
 
 
 class Expected(NamedTuple):
-    """The digest that a file must have, "" where none is known, and where that is from.
-
-    The source has a kind, and a place for messages.
-    """
+    """The digest that a file must have ("" if unknown), the kind of its source, and its place for messages."""
 
     digest: str
     origin: DigestOrigin
@@ -58,11 +55,9 @@ def expected_digest(names: tuple[str, ...], published: str | None, record: Path)
         text = read_bounded(record, MAX_PINS).decode("ascii", "replace") if record.exists() else ""
     except OSError as error:
         raise WeightsError(f"{record} cannot be read: {error.strerror or error}.") from error
-    return (
-        Expected(text[:64], "recorded", f"recorded in {record} when it was first verified")
-        if text
-        else Expected("", "none")
-    )
+    if not text:
+        return Expected("", "none")
+    return Expected(text[:64], "recorded", f"recorded in {record} when it was first verified")
 
 
 def pinned(folder: Path) -> tuple[Path, dict[str, str]]:

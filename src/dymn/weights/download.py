@@ -48,11 +48,7 @@ def record_path(model: Published) -> Path:
 
 
 def known_digest(model: Published) -> Expected:
-    """Return the digest that the file of a model must have, and where that is from.
-
-    Raises:
-        WeightsError: if a file with digests cannot be read.
-    """
+    """Return the digest that the file of a model must have and its origin; errors are those of `pinned`."""
     return expected_digest((model.name, model.file), model.sha256, record_path(model))
 
 

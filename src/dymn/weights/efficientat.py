@@ -71,16 +71,8 @@ def read_efficientat(
 
     Args:
         source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
-        temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
-        strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
-        attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
-            tensors of the attention in both cases.
-        dilated: whether the last three blocks, which are static then, have kernels dilated by 2.
-        name: what a mapping is called in messages.
-
-    Raises:
-        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
+        temperature, strides, attention, dilated: as for `dymn.weights.import_efficientat`, and so are the errors.
+        name: the name of a mapping in messages.
     """
     name, state = open_state(source, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
@@ -244,10 +236,7 @@ def _block_config(
 
 
 def _reduction(state: Mapping[str, Array]) -> int:
-    """Return r of Squeeze-and-Excitation: 4 as published, or else the least that gives all hidden layers.
-
-    All that do are the same network.
-    """
+    """Return r of Squeeze-and-Excitation: 4 as published, or else the least that gives all hidden layers."""
     names = [name for i in range(len(TABLE_I)) if (name := _squeeze_excitation(state, i))]
     shapes = [state[f"{name}.fc1.weight"].shape for name in names]  # hidden, channels
     most: int = max((channels for _, channels in shapes), default=0)

@@ -70,20 +70,16 @@ def read_efficientsed(
 
     Args:
         source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
-        length: number of frames that the network gives.
+        length: number of frames, `seq_len` of `dymn.weights.import_efficientsed`, which has the same errors.
         scores: the head that has been trained, "frames" or "clip". None is "frames" where there is such a head. A head
             that is missing is a copy of the other one.
-        name: what a mapping is called in messages.
-
-    Raises:
-        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `length` is not allowed.
+        name: the name of a mapping in messages.
     """
     name, given = open_state(source, name)
     state = {_plain(key): values for key, values in given.items()}
     if len(state) < len(given):
         raise WeightsError(f"{name} does not fit an EfficientSED network: several of its tensors have the same name.")
-    SequenceConfig(length=length)  # refuses a length that is not allowed, before anything else is said
+    SequenceConfig(length=length)  # rejects a length that is not allowed, before any other error
     try:
         heads = _heads(state)
         config = _config(state, heads, length, scores)

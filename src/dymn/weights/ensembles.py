@@ -15,11 +15,7 @@ ENSEMBLES = {
 
 
 def members(name: str) -> tuple[str, ...]:
-    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone.
-
-    Raises:
-        ConfigError: if a name is missing before or after a "+".
-    """
+    """Return the models of an ensemble, of "A+B", or the name alone; a `ConfigError` if one is missing at a "+"."""
     if name in ENSEMBLES:
         return ENSEMBLES[name]
     parts = tuple(name.split("+"))
@@ -30,9 +26,7 @@ def members(name: str) -> tuple[str, ...]:
 
 
 def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bool = False) -> ModelCard:
-    """Return the card of the models whose cards are given, as one: front end and labels of the first, no metrics.
-
-    Its digest is that of the members' digests.
+    """Return the card of an ensemble: front end and labels of the first, no metrics, a digest of the digests.
 
     Args:
         cards: two or more.

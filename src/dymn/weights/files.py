@@ -47,11 +47,7 @@ def read_file(path: Path, most: int = MAX_FILE) -> WeightsFile:
 
 
 def hash_file(path: Path) -> WeightsFile:
-    """Return the path and digest of a file that may not fit into memory, without its content.
-
-    Raises:
-        WeightsError: if the file cannot be read, or is not a regular one.
-    """
+    """Return path, size and digest of a regular file of any size without its content, or raise a `WeightsError`."""
     try:
         with open_regular(path) as file:
             return WeightsFile(path, os.fstat(file.fileno()).st_size, digest_of(file), b"")
@@ -60,11 +56,7 @@ def hash_file(path: Path) -> WeightsFile:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing.
-
-    Raises:
-        WeightsError: if it cannot be written.
-    """
+    """Write a file, all or nothing; a `WeightsError` if it cannot be written."""
     try:
         with atomic_write(path) as file:
             file.write(content)

@@ -56,7 +56,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
     every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
     Arrays of fewer than `SMALL` values are stored in half precision, because 8 bits would save little and the first
-        convolution is sensitive.
+    convolution is sensitive.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
@@ -111,10 +111,7 @@ def _in_8_bits(values: Array) -> tuple[tuple[str, Array], tuple[str, Array]]:
 
 
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
-    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file.
-
-    Arrays of wide types come first, as the format recommends.
-    """
+    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file, wide types first."""
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts, end = [], 0
@@ -134,9 +131,7 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
 
 
 def read(source: str | Path | WeightsFile) -> Stored:
-    """Read a `.safetensors` file that `save` wrote, without trusting it.
-
-    Arrays are converted to float32 from any stored type.
+    """Read a `.safetensors` file that `save` wrote, without trusting it; arrays are converted to float32.
 
     Raises:
         WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
@@ -220,11 +215,7 @@ def as_float32(values: Array) -> Array:
 
 
 def check_finite(state: Mapping[str, Array], source: str) -> None:
-    """Reject weights that contain infinities or NaN.
-
-    Raises:
-        WeightsError: naming the first such array.
-    """
+    """Raise a `WeightsError`, which names the first such array, if weights are infinite or NaN."""
     for name, values in state.items():
         if not is_finite(values):
             raise WeightsError(
@@ -233,10 +224,7 @@ def check_finite(state: Mapping[str, Array], source: str) -> None:
 
 
 def description(stored: Stored) -> dict[str, Any]:
-    """Return the metadata that describe a model.
-
-    The digest of the file from which the weights were loaded is stored as that of their ancestor.
-    """
+    """Return the metadata that describe a model; the digest of its file becomes that of its ancestor."""
     provenance = dict(stored.card.provenance)
     if "sha256" in provenance:
         provenance["source_sha256"] = provenance.pop("sha256")
@@ -245,9 +233,7 @@ def description(stored: Stored) -> dict[str, Any]:
 
 
 def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
-    """Write a folder in the Hub's layout: `model.safetensors`, and `README.md` and `config.json` for readers.
-
-    Return the digest.
+    """Write `model.safetensors`, `README.md` and `config.json` in the Hub's layout; return the weights' digest.
 
     Raises:
         ConfigError, WeightsError: as `save` does.
@@ -259,11 +245,7 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
 
 
 def file_in(folder: Path) -> Path:
-    """Return the weights file of a folder: `model.safetensors`, `best.safetensors` of a run, or the only such file.
-
-    Raises:
-        UnknownModelError: if there is none, or several.
-    """
+    """Return `model.safetensors`, a run's `best.safetensors` or the only such file; else an `UnknownModelError`."""
     for name in (WEIGHTS_FILE, BEST_FILE):
         if (folder / name).is_file():
             return folder / name

@@ -56,9 +56,8 @@ class Repository:
 def fetch_hub(name: str, progress: DownloadProgress | None = None) -> WeightsFile:
     """Return the verified weights of "user/repo" or "user/repo@revision".
 
-    They are downloaded if the cache has an older version or none.
-
-    Without a network, or with HF_HUB_OFFLINE=1, the version in the cache is used.
+    They are downloaded if the cache has an older version or none; without a network, or with HF_HUB_OFFLINE=1, the
+    version in the cache is used.
 
     Raises:
         WeightsError: if there is no such file, or it cannot be downloaded, verified or written.
@@ -112,7 +111,7 @@ def _fetch(repository: Repository, progress: DownloadProgress | None) -> Weights
 
 @dataclass(frozen=True)
 class _Version:
-    """What the Hub says of a file."""
+    """The Hub's answer about a file."""
 
     commit: str
     blob: str  # SHA-256 of a large file, Git's hash of a small one

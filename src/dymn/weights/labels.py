@@ -31,10 +31,7 @@ def _column(file: str, name: str) -> tuple[str, ...]:
 
 
 def labels_for(num_classes: int) -> tuple[str, ...]:
-    """Return names for the classes of a network without labels.
-
-    These are AudioSet's if there are 527 classes, AudioSet Strong's if there are 447, otherwise class_0, class_1 ...
-    """
+    """Return AudioSet's labels for 527 classes, AudioSet Strong's for 447, otherwise class_0, class_1 ..."""
     for labels in (audioset_labels(), strong_labels()):
         if num_classes == len(labels):
             return labels

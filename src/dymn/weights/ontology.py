@@ -12,9 +12,9 @@ OntologyPath = tuple[str, ...]
 """From a class at the top of the ontology to one below it, both included."""
 
 DEEPEST = 6
-"""How many classes lie on the longest way down."""
+"""Number of classes on the longest path."""
 _KNOWN_SHARE = 0.5
-"""A model that knows fewer of its labels from AudioSet has another label set."""
+"""A model with a smaller share of AudioSet's labels has another label set."""
 
 
 @functools.cache
@@ -42,7 +42,7 @@ def paths() -> dict[str, list[OntologyPath]]:
 
 
 def ancestors(name: str) -> set[str]:
-    """Return all classes that a class is a kind of, at any distance; none for what AudioSet does not know.
+    """Return all classes that a class is a kind of, at any distance; none for classes that are not AudioSet's.
 
     Example:
         >>> sorted(ancestors("Dog"))
@@ -52,7 +52,7 @@ def ancestors(name: str) -> set[str]:
 
 
 def at_level(name: str, level: int) -> set[str]:
-    """Return the classes at a level that a class belongs to: itself if it stands higher, or AudioSet does not know it.
+    """Return the classes at a level that a class belongs to: itself if it is higher, or not AudioSet's.
 
     Example:
         >>> at_level("Bark", 1), at_level("Animal", 3)
@@ -62,11 +62,7 @@ def at_level(name: str, level: int) -> set[str]:
 
 
 def check_audioset(labels: Sequence[str], option: str) -> None:
-    """Reject labels that are not AudioSet's, for an option that needs its ontology.
-
-    Raises:
-        ConfigError: if AudioSet knows fewer than half of them.
-    """
+    """Raise a `ConfigError`, naming `option`, if fewer than half of the labels are AudioSet's."""
     unknown = [label for label in labels if label not in paths()]
     if len(unknown) > (1 - _KNOWN_SHARE) * len(labels):
         raise ConfigError(

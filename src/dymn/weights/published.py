@@ -16,16 +16,12 @@ from dymn.weights.registry import PublishedModel
 
 
 def fetch_published(published: PublishedModel, progress: DownloadProgress | None = None) -> WeightsFile:
-    """Return the verified file of a model of the registry, downloaded if need be.
-
-    Raises:
-        WeightsError: if it cannot be downloaded, verified or written.
-    """
+    """Return the verified file of a model of the registry, downloaded if need be; errors are those of `fetch`."""
     return fetch(published, lambda file: import_published(file, published), progress)
 
 
 def import_published(file: WeightsFile, published: PublishedModel) -> Imported:
-    """Read a file of the registry, and refuse it unless it holds exactly the network that the registry says.
+    """Read a file of the registry, and reject it unless it contains exactly the network of the registry.
 
     Raises:
         WeightsError: if the file does not fit any network, or another one; the message names the difference.
@@ -57,10 +53,7 @@ def _with_classes(expected: ModelConfig, found: ModelConfig, published: Publishe
 
 
 def published_card(published: PublishedModel) -> ModelCard:
-    """Return the card of a model in the registry.
-
-    The labels of ImageNet models are not published: they are numbered.
-    """
+    """Return the card of a model in the registry; ImageNet labels, which are not published, are numbered."""
     n_classes = published.num_classes
     metrics = {"mAP": published.mean_ap, "PSDS1": published.psds}
     return ModelCard(

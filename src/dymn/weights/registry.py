@@ -81,7 +81,7 @@ class PublishedModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of `dymn.create_model` in addition to the architecture."""
+        """Settings of `dymn.create_model` besides the architecture."""
         framewise = ("sequence", "sequence_size", "scores") if self.is_framewise else ()
         names = ("num_classes", "head", "strides", "temperature", *framewise)
         return {name: getattr(self, name) for name in names}

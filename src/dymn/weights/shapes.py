@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping
 
 from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, own_context_size
@@ -15,24 +16,19 @@ Shapes = Iterator[tuple[str, Shape]]
 
 
 def state_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of each array in the state of a network by its name.
-
-    Attentions that are not dymn's own are left out.
-
-    Raises:
-        ConfigError: if the configuration names parts that do not exist.
-    """
+    """Return the shape of each array of a network's state by name, but for attentions that are not dymn's."""
     check_parts(config)
     return dict(_network(config))
 
 
-def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) -> None:
-    """Reject weights that do not fit a network.
+def n_parameters(config: ModelConfig) -> int:
+    """Return the number of values that training changes; those of attentions that are not dymn's own are left out."""
+    buffers = (COUNTER, "running_mean", "running_var", "frequencies")
+    return sum(math.prod(shape) for name, shape in state_shapes(config).items() if not name.endswith(buffers))
 
-    Raises:
-        WeightsError: naming what is missing, extra or of the wrong shape.
-        ConfigError: if the configuration names parts that do not exist.
-    """
+
+def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) -> None:
+    """Raise a `WeightsError` unless weights fit a network, a `ConfigError` if its parts do not exist."""
     expected = state_shapes(config)
     foreign = tuple(
         f"blocks.{i}.attention."
@@ -45,11 +41,7 @@ def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) ->
 
 
 def compare_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape], source: str) -> None:
-    """Reject weights with other names or shapes than a network has; counters of batch norm may be missing.
-
-    Raises:
-        WeightsError: naming what is missing, extra or of the wrong shape.
-    """
+    """Raise a `WeightsError` for missing (but for counters), extra or wrong names and shapes of weights."""
     missing = [name for name in expected if name not in given and not name.endswith(COUNTER)]
     extra = [name for name in given if name not in expected]
     wrong = [

@@ -1,9 +1,9 @@
 """Reading of `torch.save` files without PyTorch and without executing the pickle inside.
 
-Such a file is a zip archive: `NAME/data.pkl` says which tensors there are, of what shape, and where in `NAME/data/KEY`
-their numbers lie. dymn has this one reader for them, whether PyTorch is installed or not: weights load without it, and
-the safety of loading does not depend on its version (`torch.load(..., weights_only=True)` could be made to run code
-before PyTorch 2.6). A pickle can name nothing but tensors here, and no tensor reaches beyond the bytes that are there.
+Such a file is a zip archive: `NAME/data.pkl` lists the tensors with their shapes and places in `NAME/data/KEY`. dymn
+has this one reader for them, whether PyTorch is installed or not: weights load without it, and the safety of loading
+does not depend on its version (`torch.load(..., weights_only=True)` could be made to run code before PyTorch 2.6). A
+pickle can name nothing but tensors here, and no tensor reaches beyond the bytes of the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TYPES: dict[str, np.dtype[Any]] = {
 
 
 class _Storage(NamedTuple):
-    """Where numbers lie: the name of a member of the archive, how many of them there are, and of what type."""
+    """The place of numbers: the name of a member of the archive, how many of them there are, and of what type."""
 
     kind: str  # a key of TYPES
     member: str

@@ -59,9 +59,7 @@ class RefusedError(WeightsError):
 
 
 def transfer(remote: Remote, file: BinaryIO, progress: DownloadProgress | None = None) -> None:
-    """Write a remote file to an empty local one.
-
-    A broken connection is resumed as long as each attempt brings more bytes.
+    """Write a remote file to an empty local one; broken connections are resumed while attempts bring more bytes.
 
     Raises:
         WeightsError: if the server does not answer in time, is too slow, refuses, or sends more or fewer bytes than
@@ -213,11 +211,9 @@ class _SameHostRedirects(_SafeRedirects):
     def redirect_request(
         self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Any, url: str
     ) -> Any:
-        return (
-            super().redirect_request(request, file, code, message, headers, url)
-            if _same_host(request.full_url, url)
-            else None
-        )
+        if not _same_host(request.full_url, url):
+            return None
+        return super().redirect_request(request, file, code, message, headers, url)
 
 
 def _same_host(url: str, other: str) -> bool:

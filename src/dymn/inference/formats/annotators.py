@@ -11,8 +11,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from dymn.audio.settings import Channel
-from dymn.inference.formats.layout import Layout, R, Result
+from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
+from dymn.inference.windows import Result
 
 RAVEN_COLUMNS = (
     "Selection",
@@ -27,8 +28,8 @@ RAVEN_COLUMNS = (
     "Annotation",
     "Score",
 )
-HEARD_HZ = 16_000.0
-"""The highest frequency that the networks hear, and of a selection."""
+HIGHEST_HZ = 16_000.0
+"""The highest frequency of the networks' input, and of a selection."""
 LOCAL_FILES = "/data/local-files/?d="
 """Where Label Studio serves the files below the folder LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT."""
 
@@ -106,16 +107,16 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
 
 
 def _extent(result: Result, speed: float) -> Extent:
-    """Return what the header of a recording says, else what its result does, of one that was played at a speed."""
+    """Return the extent in a recording's header, or else in its result, for a recording played at a speed."""
     from dymn.audio.reading import probe
     from dymn.errors import AudioError
 
     try:
         info = probe(result.name)
     except AudioError:  # standard input, an address, a damaged recording
-        return Extent(result.seconds, HEARD_HZ / speed)
+        return Extent(result.seconds, HIGHEST_HZ / speed)
     seconds = result.seconds if info.frames is None or result.partial else info.frames / info.sample_rate
-    return Extent(seconds, min(HEARD_HZ / speed, info.sample_rate / 2))
+    return Extent(seconds, min(HIGHEST_HZ / speed, info.sample_rate / 2))
 
 
 def _address(name: str) -> str:

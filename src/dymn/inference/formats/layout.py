@@ -1,52 +1,15 @@
-"""The layout of one kind of results in a file.
-
-A layout defines the columns of rows, the fields of JSON objects and the lines of text.
-"""
+"""The layout of one kind of results in a file: columns of rows, fields of JSON objects and lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from dymn.audio.clocks import Begin
-from dymn.audio.settings import Channel, ReadSettings
-from dymn.errors import DymnError
+from dymn.audio.settings import ReadSettings
 from dymn.inference.formats.origin import Origin
-
-
-class Result(Protocol):
-    """The result of one recording."""
-
-    @property
-    def name(self) -> str:
-        """The path as given."""
-
-    @property
-    def seconds(self) -> float:
-        """The length of the recording."""
-
-    @property
-    def error(self) -> DymnError | None:
-        """Why there is no result, or None."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is unusual about the recording."""
-
-    @property
-    def partial(self) -> bool:
-        """Whether a part of the recording is missing because of damage."""
-
-    @property
-    def channel(self) -> Channel | None:
-        """Which channel it is of, if there is a result for each."""
-
-    @property
-    def begin(self) -> Begin | None:
-        """When the recording began, if that is known and asked for."""
-
+from dymn.inference.windows import Result
 
 R = TypeVar("R", bound=Result)
 
@@ -58,7 +21,6 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        name: its name.
         kind: "text", "int32", "float64", "float32", or "vector" of float32.
         number: the format of a number in CSV, such as ".3f".
         names: of the values of a vector, which are columns of their own in CSV.
@@ -81,14 +43,12 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout(Generic[R]):
-    """What results of a kind look like in files.
-
-    `dymn.inference.formats.writers` has one writer a format for all of them.
+    """What results of a kind look like in files; see `dymn.inference.formats.writers`.
 
     Attributes:
         columns: of the rows. If the last one is called "error", a failed recording has a row, and so has one that was
-            read in part, even without results: all its rows say so.
-        rows: from a result without an error, and whether windows are asked for, to its rows.
+            read in part, even without results; all its rows contain the reason.
+        rows: from a result without an error, and whether windows are requested, to its rows.
         suffixes: from the ending of a file, "" if it has none, to the name of a format.
         standard: the format of standard output.
         formats: the names of all formats.

@@ -11,11 +11,8 @@ class Origin:
     """The version of dymn, the model, the SHA-256 of its file, and the settings.
 
     Attributes:
-        version: of dymn.
-        model: its name.
-        digest: SHA-256 of the model's file.
         parameters: the settings, as JSON types.
-        per_window: whether results are those of windows instead of, or in JSON in addition to, those of recordings.
+        per_window: whether results are those of windows, in JSON besides those of recordings.
         plain: whether text for people is ASCII.
         more: further facts, as JSON types, such as the layers of embeddings.
     """

@@ -64,10 +64,7 @@ def spans(recording: Recording) -> list[Span]:
 
 
 def joined(timeline: Sequence[WindowTags]) -> list[Tag]:
-    """Join the tags of windows that touch or overlap and share a label, with the best score.
-
-    They are sorted by their start.
-    """
+    """Return tags by start; those of windows that touch or overlap are joined by label, with the best score."""
     done: list[Tag] = []
     current: dict[str, Tag] = {}
     for window in timeline:

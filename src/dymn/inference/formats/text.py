@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dymn.errors import visible
-from dymn.inference.formats.layout import Result
+from dymn.inference.windows import Result
 
 BAR_LENGTH = 20
 

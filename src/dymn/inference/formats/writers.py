@@ -77,9 +77,7 @@ def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[st
 
 
 def parquet(results: Iterable[R], layout: Layout[R], origin: Origin, file: BinaryIO) -> None:
-    """Write the rows in row groups, one of them in memory; the schema's metadata has the origin under "dymn".
-
-    Equal rows give equal bytes.
+    """Write equal bytes for equal rows, a row group at a time; the schema's metadata has the origin under "dymn".
 
     Raises:
         MissingExtraError: if pyarrow is not installed.
@@ -166,11 +164,7 @@ def choose(layout: Layout[Any], name: str | None, output: Path | None) -> str:
 
 
 def require_parquet() -> tuple[Any, Any]:
-    """Return the modules pyarrow and pyarrow.parquet.
-
-    Raises:
-        MissingExtraError: if pyarrow is not installed.
-    """
+    """Return the modules pyarrow and pyarrow.parquet, or raise a `MissingExtraError`."""
     with needing("Writing Parquet", "parquet"):
         import pyarrow
         import pyarrow.parquet

@@ -1,8 +1,8 @@
 """Attention between the depthwise and the project convolution (Sec. III-F, VI-C): a dict from name to class.
 
 Every class is built with (c_exp, context_size, stride) and called with the feature map and the context of the block.
-`needs_context` says whether it reads that context; the others summarise the feature map themselves. Where the work that
-introduced a mechanism leaves sizes to the user, they are those that meet the counts of Table VIII.
+`needs_context` states whether it reads that context; the others summarise the feature map themselves. Sizes that the
+work that introduced a mechanism leaves open are those that match the counts of Table VIII.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class CoordinateAttention(nn.Module):
         return torch.sigmoid(self.frequency(frequency)), torch.sigmoid(self.time(time))
 
     def coordinates(self, x: Tensor, context: Context) -> dict[str, Tensor]:
-        """Return the weights by the axis that they lie along: "frequency" [B, C, F, 1] and "time" [B, C, 1, T]."""
+        """Return the weights by their axis: "frequency" [B, C, F, 1] and "time" [B, C, 1, T]."""
         frequency, time = self.maps(context)
         return {"frequency": frequency, "time": time}
 
@@ -117,11 +117,11 @@ class OriginalCoordinateAttention(CoordinateAttention):
         self.context = ContextGenerator(channels, hidden_channels(channels), bias=True)
 
     def coordinates(self, x: Tensor, context: Context | None = None) -> dict[str, Tensor]:
-        """Return the weights by the axis that they lie along; the context of the block is not looked at."""
+        """Return the weights by their axis; the context of the block is not used."""
         return super().coordinates(x, self.context(x))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """Weigh [B, C, F, T] along both axes; the context of the block is not looked at."""
+        """Weigh [B, C, F, T] along both axes; the context of the block is not used."""
         return super().forward(x, self.context(x))
 
 

@@ -21,7 +21,7 @@ from dymn.models.layers.norm import normalised
 
 
 class Context(NamedTuple):
-    """What a block knows of its input: H values for the clip, and H for each frequency band and each time frame."""
+    """The summary of a block's input: H values for the clip, and H for each frequency band and each time frame."""
 
     vector: Tensor  # [B, H]
     frequency: Tensor  # [B, H, F, 1]
@@ -103,10 +103,7 @@ class ConcatenatedContextGenerator(ContextGenerator):
 
 
 class AttentionContextGenerator(ContextGenerator):
-    """Serves Coordinate Attention alone.
-
-    Every other dynamic part looks for itself ("no shared context", Sec. VI-F.1).
-    """
+    """Only for Coordinate Attention; other dynamic parts have contexts of their own (Sec. VI-F.1)."""
 
     feeds_parts = False
 
@@ -126,7 +123,7 @@ class OwnContext(nn.Module):
         self.part = part
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """Apply the part to [B, C, F, T]; the context of the block is not looked at."""
+        """Apply the part to [B, C, F, T]; the context of the block is not used."""
         vector = functional.relu(self.squeeze(x.mean(dim=(2, 3))))  # [B, H]
         point = vector[..., None, None]  # the clip as one band and one frame
         return self.part(x, Context(vector, point, point))  # type: ignore[no-any-return]

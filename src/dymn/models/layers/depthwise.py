@@ -1,7 +1,4 @@
-"""The depthwise convolution with different kernels for each clip.
-
-Clips and channels together are the groups of one convolution.
-"""
+"""The depthwise convolution with kernels of its own for each clip, with clips and channels as its groups."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class StaticConv2d(nn.Conv2d):
     ) -> None:
         padding = dilation * (kernel_size // 2)
         super().__init__(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias=False)
-        # other forms know one stride and no dilation
+        # other forms support one stride and no dilation
         self.has_form = groups == c_out and isinstance(stride, int) and dilation == 1
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:  # noqa: D102

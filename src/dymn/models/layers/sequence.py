@@ -111,7 +111,7 @@ class HybridMix(Heads):
 
 
 def minimal_gru(x: Tensor) -> Tensor:
-    """Return the states [B, T, n] of a minimal GRU whose candidates and gates [B, T, 2 n] know nothing of the past.
+    """Return the states [B, T, n] of a minimal GRU whose candidates and gates [B, T, 2 n] do not depend on the past.
 
     h_t = (1 - z_t) h_(t-1) + z_t c_t, for all t at once: with the logarithms k_t of the products of (1 - z), it is
     h_t = exp(k_t) times the sum of exp(log(z_s c_s) - k_s) up to t.

@@ -31,7 +31,7 @@ from dymn.fitting.general import GeneralBackground, general_background, with_gen
 from dymn.fitting.heads import fit_head
 from dymn.fitting.labelled import read_answers, read_background, read_labelled
 from dymn.fitting.review import doubts
-from dymn.fitting.thresholds import class_thresholds
+from dymn.fitting.thresholds import FalseAlarms, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.inference.selection import TagSettings
 from dymn.runtime.opening import open_backend
@@ -344,6 +344,13 @@ def test_annotations_after_the_end_of_a_recording_are_told(base, tmp_path, caplo
     assert empty and not np.any(empty)
 
 
+def test_notes_propose_no_options_that_fit_lacks(clips, base, tmp_path, caplog):
+    shutil.copytree(clips, tmp_path / "clips")
+    fit_checkpoint(base, read_labelled(tmp_path / "clips"), general=False)  # those of rain have an offset
+    notes = [line for line in caplog.messages if "have an offset" in line]
+    assert len(notes) == 4 and not any("--band" in line for line in notes)
+
+
 def test_a_recording_whose_table_is_empty_has_none_of_the_classes(tmp_path):
     """As `dymn events --format raven` writes it where nothing was found."""
     header = "Selection\tBegin Time (s)\tEnd Time (s)\tAnnotation\n"
@@ -496,12 +503,29 @@ def test_groups_stay_on_one_side_of_a_validation():
 def test_thresholds_part_the_scores():
     values = np.array([0.9, 0.8, 0.7, 0.6, 0.3, 0.2, 0.1])
     positive = np.array([1, 1, 1, 0, 1, 0, 0], bool)
-    found = class_thresholds(np.tile(values, 3), np.tile(positive, 3), hours=2.0)
-    assert found.best == pytest.approx(0.25) and found.f1 == pytest.approx(8 / 9)
-    assert found.precise == pytest.approx(0.7) and found.recall == pytest.approx(0.75)
+
+    def found(times, hours, n_classes=1):
+        scores, hits = np.tile(values, times), np.tile(positive, times)
+        return class_thresholds(scores, hits, FalseAlarms(~hits, hours, n_classes))
+
+    enough = found(3, 5.0)
+    assert enough.best == pytest.approx(0.25) and enough.f1 == pytest.approx(8 / 9)
+    assert enough.precise == pytest.approx(0.7) and enough.recall == pytest.approx(0.75)
     for times, hours in ((3, 0.0), (1, 2.0)):  # too little background, too few windows of the class
-        blind = class_thresholds(np.tile(values, times), np.tile(positive, times), hours=hours)
+        blind = found(times, hours)
         assert blind.precise == pytest.approx(0.75) and blind.recall == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("hours", "n_classes"), [(1.0, 5), (4.0, 5), (4.0, 2)])
+def test_precise_thresholds_bring_one_false_alarm_an_hour_of_all_classes_together(hours, n_classes):
+    """Background whose logits have a known distribution, so that the alarms of further hours are known."""
+    rng, per_hour, found = np.random.default_rng(0), 500, []
+    for _ in range(200):
+        logits = np.append(rng.logistic(-8, 1, round(per_hour * hours)), np.linspace(-6, 6, 200))
+        scores, positive = 1 / (1 + np.exp(-logits)), np.arange(len(logits)) >= len(logits) - 200
+        limit = class_thresholds(scores, positive, FalseAlarms(~positive, hours, n_classes)).precise
+        found.append(n_classes * per_hour / (1 + np.exp(np.log(limit / (1 - limit)) + 8)))
+    assert 0.6 < np.mean(found) < 1.3
 
 
 def test_a_checkpoint_without_thresholds_says_so(tmp_path):
@@ -632,6 +656,17 @@ def test_an_onnx_file_cannot_be_fitted(clips, tmp_path):
     for words in (["fit", clips, "-m", tmp_path / "m.onnx"], ["calibrate", tmp_path / "m.onnx", "--data", clips]):
         done = run(*words, "-o", tmp_path / "m.safetensors")
         assert done.exit_code and "is an ONNX file" in done.stderr and "exported from" in done.stderr, done.stderr
+
+
+def test_calibration_takes_background_as_fit_does(clips, base):
+    """Folders called background are no class, and their clips have none of the classes."""
+    labelled = read_labelled(clips)
+    fitted = fit_checkpoint(base, labelled, general=False).stored
+    without = labelled._replace(clips=[clip for clip in labelled.clips if clip.heard & set(labelled.labels)])
+    found, fewer = (calibrate(fitted, one) for one in (labelled, without))
+    assert [one.label for one in found.classes] == list(fitted.card.labels) == ["dog", "rain"]
+    assert found.windows == len(labelled.clips) == fewer.windows + 4
+    assert found.before.error != fewer.before.error
 
 
 def test_invalid_thresholds_are_replaced_by_calibration(clips, base):

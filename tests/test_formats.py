@@ -146,4 +146,4 @@ def test_short_events_have_a_start_and_an_end():
         "  0:07.08 - 0:07.12  0.50  Dog\n",
         "  0:59.99 - 1:01.00  0.50  Dog\n",
     ]
-    assert lines((7.0, 8.5)) == ["  0:07.0 - 0:08.5  0.50  Dog\n"]
+    assert lines((7.0, 8.5)) == ["  0:07.00 - 0:08.50  0.50  Dog\n"]

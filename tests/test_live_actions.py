@@ -60,8 +60,8 @@ def test_lines_are_whole_whoever_appends(tmp_path):
 
 
 def test_lines_of_text_show_labels_as_they_are():
-    assert line(START) == "07:30:12.4  start  0.81  Dog"
-    assert line(END) == "07:30:14.9  end    0.81  Dog  (2.5 s)"
+    assert line(START) == "07:30:12.48  start  0.81  Dog"
+    assert line(END) == "07:30:14.98  end    0.81  Dog  (2.50 s)"
     assert "\x1b" not in line(START | {"label": "\x1b[31mred"})
 
 

@@ -23,6 +23,8 @@ from dymn.inference.selection import TagSettings
 from dymn.ray import Engine, _decode, _pieces, _table, _Windows, find
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+AS_RAY = ("--backend", "torch", "--window", "4")
+"""Ray's actors compute with PyTorch."""
 with_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'dymn[ray]'"
 )
@@ -177,6 +179,20 @@ def test_levels_and_groups_travel(in_process, tmp_path):
         np.testing.assert_allclose(*scores, atol=1e-4)
 
 
+def test_files_have_the_bytes_of_one_process(in_process, tmp_path):
+    """With the same implementation of the network; the compiled code, the default without Ray, rounds otherwise."""
+    (tmp_path / "bad.wav").write_text("no audio")
+    for command in ("tag", "embed", "events"):
+        plain, output = tmp_path / "plain.parquet", tmp_path / "ray.parquet"
+        words = [command, EXAMPLES / "dog.ogg", tmp_path / "bad.wav", "-m", "dymn04_open", "--batch-size", 1, *AS_RAY]
+        assert (
+            run(*words, "--fresh", "-o", plain).exit_code
+            == run(*words, "--fresh", "-o", output, "--ray", "local").exit_code
+            == 1
+        )
+        assert output.read_bytes() == plain.read_bytes(), command
+
+
 def test_modules_that_were_imported_travel(in_process, tmp_path, monkeypatch):
     import cloudpickle
 
@@ -248,7 +264,7 @@ def test_the_commands_write_the_files_that_they_write_without_ray(ray, tmp_path)
     pytest.importorskip("pyarrow")
     (tmp_path / "bad.wav").write_text("no audio")
     for command, ending in (("tag", "parquet"), ("embed", "parquet"), ("events", "parquet")):
-        asked = [command, EXAMPLES, tmp_path / "bad.wav", "-m", "dymn04_open", "--batch-size", "1", "--window", "4"]
+        asked = [command, EXAMPLES, tmp_path / "bad.wav", "-m", "dymn04_open", "--batch-size", "1", *AS_RAY]
         plain, output = tmp_path / f"plain.{ending}", tmp_path / f"ray.{ending}"
         assert run(*asked, "-o", plain).exit_code == 1
         done = run(*asked, "-o", output, "--ray", "local", "--workers", "2")

@@ -17,7 +17,9 @@ from dymn.config import ModelCard
 from dymn.errors import ConfigError
 from dymn.inference.events import Event, most_specific
 from dymn.inference.selection import SPECIFIC_SHARE, Selection, TagSettings
-from dymn.runtime.vocabulary import grouped, kinds, levels, read_groups, relabel
+from dymn.runtime.backend import Backend, BackendOutput
+from dymn.runtime.scores import thresholds_of
+from dymn.runtime.vocabulary import LEAST, grouped, kinds, levels, read_groups, relabel
 from dymn.weights.labels import audioset_labels
 from dymn.weights.ontology import DEEPEST, ancestors, at_level, paths
 
@@ -165,13 +167,50 @@ def test_options_of_labels(tmp_path, clip):
     assert document["parameters"]["groups"]["noise"] == ["Noise", "White noise"]
     labels = [tag["label"] for tag in json.loads(run("tag", *words, "--specific"))["recordings"][0]["tags"]]
     assert len(labels) == 10 and not any(one in ancestors(other) for one in labels[:1] for other in labels[:1])
-    for other in (("--level", 1), ("--groups", tmp_path / "g.toml")):  # the model has thresholds, the groups none
-        refused = run("tag", *words, *other, "--threshold", "auto", code=2)
-        assert "cannot be combined with --groups or --level" in refused and "Give a number" in refused
+    alone = json.loads(run("tag", *words, "--threshold", "auto", "-k", 0))["recordings"][0]["tags"]
+    passing = {name for tag in alone for name in at_level(tag["label"], 1)}
+    for command in ("tag", "events"):
+        document = json.loads(run(command, *words, "--level", 1, "--threshold", "auto"))
+        found = document["recordings"][0]["tags" if command == "tag" else "events"]
+        assert "threshold" in document["parameters"] and all(one["score"] >= 0.5 for one in found)
+        assert command == "events" or {one["label"] for one in found} == passing
     assert "only in English" in run("tag", *words, "--language", "de", code=2)
     assert "Give either --level or --groups" in run(
         "tag", *words, "--level", 1, "--groups", tmp_path / "g.toml", code=2
     )
+
+
+class Known(Backend):
+    """A backend whose windows are their probabilities."""
+
+    def __init__(self, thresholds: list[float], exclusive: bool = False) -> None:
+        labels = tuple(f"l{i}" for i in range(len(thresholds)))
+        self.card = ModelCard(labels=labels, provenance={"thresholds": {"auto": thresholds}}, exclusive=exclusive)
+        self.embedding_size, self.is_cpu, self.precision = 1, True, "float32"
+
+    def run(self, features):
+        return BackendOutput(features, np.zeros((len(features), 1), np.float32))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.floats(0, 1, width=32), st.floats(0, 1, width=32)), min_size=2, max_size=6), st.booleans())
+def test_a_group_passes_when_one_of_its_labels_passes_its_own_threshold(pairs, exclusive):
+    scores, limits = np.array([[p for p, _ in pairs]], np.float32), [float(t) for _, t in pairs]
+    groups = {"first": ["l0"], "all": ["l*"]}
+    backend = relabel(Known(limits, exclusive), groups=groups, threshold="auto")
+    found = backend.run(scores).probabilities[0]
+    near = 2 * LEAST  # what is this close to 0 or 1 is not told apart
+    clear = [abs(p - t) > 1e-5 or (p == t and near < t < 1 - near) for p, t in zip(scores[0], limits, strict=True)]
+    passes = [p >= t for p, t in zip(scores[0], limits, strict=True)]
+    for score, members in zip(found, (slice(1), slice(None)), strict=True):
+        if all(clear[members]):
+            assert (score >= thresholds_of(backend.card, "auto")[0] - 1e-6) == any(passes[members])
+    same = backend.at("auto"), backend.at(0.3).at("auto").labels, backend.at(0.3) is backend.at(0.7)
+    assert same == (backend, backend.labels, True)
+    with pytest.raises(ConfigError, match="relabel"):
+        thresholds_of(backend.at(0.3).card, "auto")
+    with pytest.raises(ConfigError, match="contains no thresholds"):
+        backend.at("precise")
 
 
 def test_the_service_has_labels_and_channels(tagger, tmp_path):
@@ -187,6 +226,11 @@ def test_the_service_has_labels_and_channels(tagger, tmp_path):
     with TestClient(create_app({"top": Tagger(relabel(tagger.backend, 1)), "own": tagger})) as client:
         found = client.post("/v1/tag", params={"top_k": 0}, content=body).json()
         assert len(found["tags"]) == 7 and found["parameters"]["level"] == 1
+        found = client.post("/v1/tag", params={"top_k": 0, "threshold": "auto"}, content=body).json()
+        passing = {
+            name for tag in tagger.tag(samples, RATE, top_k=0, threshold="auto") for name in at_level(tag.label, 1)
+        }
+        assert {tag["label"] for tag in found["tags"]} == passing and found["parameters"]["threshold"] == "auto"
         how = {"channel": "2", "gain": "-3", "band": "20-", "specific": True, "threshold": 0.001}
         answer = client.post("/v1/tag", params={"model": "own", **how}, content=body).json()
         tags = tagger.tag(samples[:, 1], RATE, **{**how, "channel": 1})

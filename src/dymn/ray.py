@@ -45,6 +45,7 @@ from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.inference.windows import Opened, Piece, computed, pieces, source_name
 from dymn.runtime.backend import CPU_BATCH_SIZE
+from dymn.runtime.scores import ThresholdOrName
 from dymn.runtime.vocabulary import Relabelled
 from dymn.system.arrays import Floats
 from dymn.system.extras import needing
@@ -172,7 +173,7 @@ class Engine:
             tagger.backend.precision,
             batch_size,
             windows,
-            tagger.backend.members if isinstance(tagger.backend, Relabelled) else None,
+            (tagger.backend.members, tagger.backend.threshold) if isinstance(tagger.backend, Relabelled) else None,
         )
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
@@ -257,10 +258,10 @@ class _Network:
         precision: str,
         batch_size: int | None,
         windows: _Windows,
-        members: Mapping[str, Sequence[int]] | None = None,
+        groups: tuple[Mapping[str, Sequence[int]], ThresholdOrName] | None = None,
     ) -> None:
         tagger = Tagger(model, device, threads, precision=precision)
-        backend = tagger.backend if members is None else Relabelled(tagger.backend, members, {})
+        backend = tagger.backend if groups is None else Relabelled(tagger.backend, groups[0], {}, groups[1])
         self.prepare = backend.features
         self.compute: Callable[[Floats], Iterable[Floats]] = lambda rows: backend.run(rows).probabilities
         if isinstance(wanted, FrameSettings):

@@ -18,6 +18,8 @@ _MOST_TAIL = 8192
 _logged: set[tuple[str, str]] = set()
 _shared: dict[str, list[str]] | None = None
 """Within `shared_at_end`, the recordings of each note that many may have."""
+_advises = True
+"""Whether the command has the options that notes advise."""
 _lock = threading.Lock()
 
 NO_CLOCK = "its start time is unknown: no GUANO metadata, AudioMoth comment or bext chunk, and no time in its name."
@@ -50,7 +52,7 @@ class Notes:
 
     def log(self, name: str, *, advice: bool = True) -> None:
         """Log the notes as warnings: each once in a process, however often the recording is read."""
-        for line in self.lines if advice else [self._plain.get(line, line) for line in self.lines]:
+        for line in self.lines if advice and _advises else [self._plain.get(line, line) for line in self.lines]:
             with _lock:
                 names = None if _shared is None or line not in SHARED else _shared.setdefault(line, [])
                 if names is not None:
@@ -61,6 +63,17 @@ class Notes:
                     _logged.clear()
                 _logged.add((name, line))
                 logger.warning("%s: %s", name, line)
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Log notes without the options that help, for commands that do not have them."""
+    global _advises
+    before, _advises = _advises, False
+    try:
+        yield
+    finally:
+        _advises = before
 
 
 @contextlib.contextmanager

@@ -103,7 +103,7 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
-    words = vocabulary(level, groups, language)
+    words = vocabulary(level, groups, language, threshold)
     reading = read_settings(channel, track, gain, speed, band, partial, clock)
     settings = EventSettings(
         method=method,

@@ -43,30 +43,36 @@ Language = Annotated[
 
 
 class Vocabulary(NamedTuple):
-    """The labels of results: those of a level, or groups; otherwise those of the model."""
+    """The labels of results: those of a level, or groups; otherwise those of the model.
+
+    `threshold` is what they are compared with: a number, or the name of thresholds that the model has.
+    """
 
     level: int | None = None
     groups: dict[str, tuple[str, ...]] | None = None
+    threshold: float | str = 0.0
 
     def parameters(self) -> dict[str, Any]:
         """Return the level or the groups as JSON types."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value for name, value in self._asdict().items() if value is not None and name != "threshold"}
 
     def of(self, tagger: Tagger) -> Tagger:
-        """Return a tagger with these labels; raise a ConfigError if they do not fit the labels of the model."""
+        """Return a tagger with these labels; raise a ConfigError if the model lacks a label or the thresholds."""
         if self.level is None and self.groups is None:
             return tagger
         from dymn.inference.tagger import Tagger
         from dymn.runtime.vocabulary import relabel
 
-        return Tagger(relabel(tagger.backend, self.level, self.groups))
+        return Tagger(relabel(tagger.backend, self.level, self.groups, self.threshold))
 
 
 MODELS_OWN = Vocabulary()
 """The labels of the model."""
 
 
-def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> Vocabulary:
+def vocabulary(
+    level: int | None, groups: Path | None, language: str = "en", threshold: float | str | None = None
+) -> Vocabulary:
     """Return the labels that options select; raise a ConfigError if options cannot be combined or the file be read."""
     if language.lower() not in ("en", "en-us", "en-gb"):
         raise ConfigError(
@@ -81,7 +87,7 @@ def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> 
         if level > DEEPEST:
             raise ConfigError(f"--level is {level}; the deepest level of AudioSet's ontology is {DEEPEST}.")
     if groups is None:
-        return Vocabulary(level)
+        return Vocabulary(level, threshold=threshold or 0.0)
     from dymn.runtime.vocabulary import read_groups
 
-    return Vocabulary(level, read_groups(groups))
+    return Vocabulary(level, read_groups(groups), threshold or 0.0)

@@ -250,7 +250,7 @@ def listen(
     if source is None:
         microphones()  # an error before a model is loaded, if something is missing
     note_gaps(window, hop, quiet)
-    words = vocabulary(level, groups)
+    words = vocabulary(level, groups, threshold=threshold)
     writers: list[Callable[[dict[str, Any]], None]] = [] if output is None else [LineFile(output).write]
     if format == "jsonl":
         writers.append(lambda fields: typer.echo(json_line(fields)))

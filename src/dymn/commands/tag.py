@@ -127,7 +127,7 @@ def tag(
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
-    words = vocabulary(level, groups, language)
+    words = vocabulary(level, groups, language, threshold)
     if plot is not None and ray is not None:
         raise ConfigError("--plot cannot be combined with --ray. Leave one of them out.")
     if plot is not None and channel == "each":

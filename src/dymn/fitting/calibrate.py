@@ -16,7 +16,7 @@ from dymn.evaluation.rounds import parts
 from dymn.fitting.checkpoint import LAST, check_fittable, check_layer, logits_of
 from dymn.fitting.examples import TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
 from dymn.fitting.labelled import Labelled
-from dymn.fitting.thresholds import ClassThresholds, class_thresholds
+from dymn.fitting.thresholds import ClassThresholds, FalseAlarms, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.runtime.opening import open_backend
 from dymn.runtime.scores import THRESHOLDS, thresholds_of
@@ -138,8 +138,8 @@ def calibrate(
         final, shared = [UNCHANGED] * len(chosen), UNCHANGED
     else:
         final, shared = _maps(logits, examples, everything), _shared(logits, examples, everything)
-    hours = examples.background_hours()
-    reports = [_report(examples, _sigmoid(held_out[:, k]), k, final[k], hours) for k in range(len(chosen))]
+    alarms = FalseAlarms(examples.background, examples.background_hours(), len(chosen))
+    reports = [_report(examples, _sigmoid(held_out[:, k]), k, final[k], alarms) for k in range(len(chosen))]
     maps = [shared] * len(labels)
     for column, affine in zip(chosen, final, strict=True):
         maps[column] = affine
@@ -190,12 +190,15 @@ def _sigmoid(logits: Numbers) -> Numbers:
     return np.asarray(1 / (1 + np.exp(-logits)))
 
 
-def _report(examples: LabelledWindows, scores: Numbers, k: int, affine: Affine, hours: float) -> ClassCalibration:
+def _report(
+    examples: LabelledWindows, scores: Numbers, k: int, affine: Affine, alarms: FalseAlarms
+) -> ClassCalibration:
     use = examples.known[:, k]
     positive = examples.targets[use, k]
-    measured = positive.any() and not positive.all()
-    thresholds = class_thresholds(scores[use], positive, hours) if measured else None
-    return ClassCalibration(examples.labels[k], int(positive.sum()), affine, thresholds)
+    found: ClassThresholds | None = None
+    if positive.any() and not positive.all():
+        found = class_thresholds(scores[use], positive, alarms.among(use))
+    return ClassCalibration(examples.labels[k], int(positive.sum()), affine, found)
 
 
 def _folded(stored: Stored, maps: Sequence[Affine]) -> Stored:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio.annotations import warn_late
+from dymn.audio.notes import without_advice
 from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
@@ -72,18 +73,22 @@ class LabelledWindows:
         """Which windows are of background that comes with dymn [N]."""
         return np.array([group.startswith(GENERAL) for group in self.groups], dtype=bool)
 
+    @property
+    def background(self) -> Bools:
+        """Which windows are of recorded sound that is known to have none of the classes, of the user or of dymn [N]."""
+        return np.asarray(~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made)
+
     def background_hours(self, general: bool = False) -> float:
-        """Return hours of recorded sound that is known to have none of the classes, of the user or of dymn."""
-        empty = ~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made & (self.general == general)
-        return (
-            sum(place.end - place.start for place, is_empty in zip(self.places, empty, strict=True) if is_empty) / 3600
-        )
+        """Return hours of background of the user, or of dymn."""
+        chosen = self.background & (self.general == general)
+        return sum(place.end - place.start for place, use in zip(self.places, chosen, strict=True) if use) / 3600
 
     def groups_of(self, column: int) -> set[str]:
         """Return the groups in which a class is heard."""
         return {self.groups[i] for i in np.flatnonzero(self.targets[:, column])}
 
 
+@without_advice()  # `dymn fit` and `calibrate` read recordings as they are
 def embed_labelled(
     embedder: Embedder,
     labelled: Labelled,

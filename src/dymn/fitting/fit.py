@@ -18,7 +18,7 @@ from dymn.fitting.examples import CLIP_WINDOW, MADE, TRACK_WINDOW, LabelledWindo
 from dymn.fitting.general import with_general
 from dymn.fitting.heads import Fitted, fit_head
 from dymn.fitting.labelled import Labelled, check_counts, recordings_of
-from dymn.fitting.thresholds import ClassThresholds, class_thresholds
+from dymn.fitting.thresholds import ClassThresholds, FalseAlarms, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.runtime.opening import open_backend
 from dymn.weights.format import Stored
@@ -119,11 +119,13 @@ def fit_checkpoint(
         embedder, labelled, made=made, track_window=track_window, workers=workers, progress=progress
     )
     hours = examples.background_hours()
+    if general and not exclusive:
+        examples = with_general(examples, stored)
+    background = examples.background  # before it becomes a class
     if exclusive:
         examples = _with_background(examples)
-    elif general:
-        examples = with_general(examples, stored)
     counted = hours + examples.background_hours(general=True)
+    alarms = FalseAlarms(background, counted, len(labelled.labels))
     empty = ~examples.targets.any(axis=1)
     if len(examples.labels) == 1 and not (empty & examples.known.all(axis=1)).any():
         raise DataError(
@@ -137,7 +139,7 @@ def fit_checkpoint(
             raise
         unread = f"Recordings that cannot be read: {len(bad)}, such as {next(iter(bad.values()))}"
         raise DataError(f"{error} {unread}") from error
-    reports = [_report(examples, fitted, k, counted) for k in range(len(examples.labels))]
+    reports = [_report(examples, fitted, k, alarms) for k in range(len(examples.labels))]
     new = with_head(
         stored,
         fitted.head,
@@ -173,7 +175,7 @@ def _with_background(examples: LabelledWindows) -> LabelledWindows:
     return dataclasses.replace(examples, labels=(*examples.labels, NEGATIVES[0]), targets=targets, known=known)
 
 
-def _report(examples: LabelledWindows, fitted: Fitted, k: int, hours: float) -> ClassReport:
+def _report(examples: LabelledWindows, fitted: Fitted, k: int, alarms: FalseAlarms) -> ClassReport:
     use = examples.known[:, k]
     scores, positive = fitted.held_out[:, k], examples.targets[:, k]
     given = ~examples.general
@@ -187,7 +189,7 @@ def _report(examples: LabelledWindows, fitted: Fitted, k: int, hours: float) -> 
         sum(not group.startswith(MADE) for group in examples.groups_of(k)),
         int(positive.sum()),
         precision,
-        class_thresholds(scores[use], positive[use], hours),
+        class_thresholds(scores[use], positive[use], alarms.among(use)),
         f"{place.path}, {place.start:g} to {place.end:g} s: {scores[wrong]:.2f}",
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from dymn.system.arrays import Numbers
+from dymn.system.arrays import Bools, Numbers
 
 PRECISION = 0.9
 LEAST_FOUND = 1 / 3
@@ -22,7 +22,9 @@ ENOUGH_HOURS, ENOUGH_WINDOWS = 0.25, 10
 EQUAL = 0.01
 """Of thresholds whose F1 is this close to the best, the highest is taken: it lets fewer unheard sounds pass."""
 FALSE_ALARMS_PER_HOUR = 1.0
+"""Of all classes together, at their precise thresholds."""
 LOWEST, HIGHEST = 1e-4, 0.9999
+NEVER = 1e-9
 
 
 class ClassThresholds(NamedTuple):
@@ -41,18 +43,37 @@ class ClassThresholds(NamedTuple):
     recall: float
 
 
-def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: float) -> ClassThresholds:
+class FalseAlarms(NamedTuple):
+    """Where the false alarms of a class are counted.
+
+    Attributes:
+        background: which windows are background, without any class [N].
+        hours: length of the background.
+        n_classes: number of classes that share `FALSE_ALARMS_PER_HOUR`.
+    """
+
+    background: Bools
+    hours: float
+    n_classes: int = 1
+
+    def among(self, use: Bools) -> FalseAlarms:
+        """Return the same for some of the windows."""
+        return self._replace(background=self.background[use])
+
+
+def class_thresholds(scores: Numbers, positive: Bools, alarms: FalseAlarms) -> ClassThresholds:
     """Return the thresholds of a class.
 
     `best` is the highest threshold whose F1 is within 0.01 of the best one, midway between two neighbouring scores.
-    `precise` is the lowest threshold with a precision of 0.9 that is exceeded by at most one negative per hour of
-    background and is above the lowest third of the class's own scores; above the lower half, if there is less than a
-    quarter of an hour of background, or fewer than ten windows of the class.
+    `precise` is the lowest threshold with a precision of 0.9 that background exceeds at most 1 / `n_classes` times per
+    hour, and that is above the lowest third of the class's own scores. With less than a quarter of an hour of
+    background, it is above all negatives instead; then, or with fewer than ten windows of the class, it is also above
+    the lower half of the class's own scores.
 
     Args:
         scores: probabilities of held-out windows [N].
         positive: whether each window has the class [N]; some must, and some must not.
-        hours: of recorded background among the negatives.
+        alarms: where false alarms are counted.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(positive[order])
@@ -62,11 +83,30 @@ def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: fl
     at = int(np.flatnonzero(f1 >= f1.max() - EQUAL)[0])
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
     exact = np.flatnonzero(is_edge & (hits >= PRECISION * reported))
-    negatives = np.sort(scores[~positive])[::-1]
-    allowed = min(int(hours * FALSE_ALARMS_PER_HOUR), len(negatives) - 1)
-    enough = hours >= ENOUGH_HOURS and positive.sum() >= ENOUGH_WINDOWS
+    quiet = scores[alarms.background & ~positive]
+    measured = alarms.hours >= ENOUGH_HOURS and len(quiet) > 0
+    share = alarms.hours * FALSE_ALARMS_PER_HOUR / alarms.n_classes
+    level = _exceeded(quiet, share) if measured else float(scores[~positive].max())
+    enough = measured and positive.sum() >= ENOUGH_WINDOWS
     own = np.quantile(scores[positive], LEAST_FOUND if enough else LEAST_FOUND_BLIND)
-    least = max(float(ranked[exact[-1]]) if len(exact) else HIGHEST, float(negatives[allowed]), float(own))
+    least = max(float(ranked[exact[-1]]) if len(exact) else HIGHEST, level, float(own))
     best, precise = (float(np.clip(value, LOWEST, HIGHEST)) for value in ((ranked[at] + below) / 2, least))
     recall = float((scores[positive] >= precise).mean())
     return ClassThresholds(best, max(best, precise), float(f1[at]), recall)
+
+
+def _exceeded(scores: Numbers, times: float) -> float:
+    """Return the probability that as many further windows are expected to exceed `times` times.
+
+    The excesses of the highest sqrt(N) logits of the windows [N] over the next one are taken as exponentially
+    distributed (Weissman, Estimation of Parameters and Large Quantiles Based on the k Largest Observations, 1978). The
+    mean of k of them is uncertain; with it, a further one exceeds y with the probability (1 + y / (k mean)) ** -k.
+    """
+    ranked = np.clip(np.sort(scores)[::-1], NEVER, 1 - NEVER)
+    count = min(max(math.isqrt(len(ranked)), 2 * math.ceil(times)), len(ranked) - 1)
+    if count <= times:  # hardly any window, or far too many alarms allowed
+        return float(ranked[-1] if count else ranked[0])
+    logits = np.log(ranked[: count + 1] / (1 - ranked[: count + 1]))
+    mean = float((logits[:-1] - logits[-1]).mean())
+    level = float(logits[-1]) + mean * count * math.expm1(math.log(count / times) / count)
+    return 1 / (1 + math.exp(-level))

@@ -66,16 +66,18 @@ class Messages:
 def line(message: Message) -> str:
     """Return a message about a sound as a line of text: time of day, what happened, score, label.
 
+    Times are in hundredths of a second, as `dymn events` prints them.
+
     Example:
         >>> line({"event": "start", "label": "Dog", "score": 0.81, "time": "2026-05-01T07:30:12.480+02:00"})
-        '07:30:12.4  start  0.81  Dog'
+        '07:30:12.48  start  0.81  Dog'
     """
     ended = message["event"] == "end"
-    clock = message["end_time" if ended else "time"][11:21]
+    clock = message["end_time" if ended else "time"][11:22]
     event = message["event"]
     if event == "saved":
         return f"{clock}  {event:5}        {visible(message['path'])}"
-    length = f"  ({message['duration']:.1f} s)" if ended else ""
+    length = f"  ({message['duration']:.2f} s)" if ended else ""
     return f"{clock}  {event:5}  {message['score']:.2f}  {visible(message['label'])}{length}"
 
 

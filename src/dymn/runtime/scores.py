@@ -26,19 +26,19 @@ def thresholds_of(card: ModelCard, threshold: ThresholdOrName) -> Scores:
     """Return the threshold of each class [C]: the same for all, or those that a checkpoint carries.
 
     Raises:
-        ConfigError: if the checkpoint carries none, or the labels are groups or a level, which have none.
+        ConfigError: if the checkpoint carries none, or the labels are groups or a level that were not made for them.
         WeightsError: if those it carries are not one probability for each class.
     """
     n_classes = len(card.labels)
     if not isinstance(threshold, str):
         return np.full(n_classes, threshold, np.float32)
-    check(
-        "labels" not in card.provenance,  # see `dymn.runtime.vocabulary.Relabelled`
-        f"--threshold {threshold} cannot be combined with --groups or --level: thresholds are stored for each label of "
-        "the model. Give a number, such as --threshold 0.3.",
-    )
     stored = card.provenance.get("thresholds")
     found = stored.get(threshold) if isinstance(stored, dict) else None
+    check(
+        found is not None or "labels" not in card.provenance,  # see `dymn.runtime.vocabulary.Relabelled`
+        f"The labels are groups or a level, but their scores are not relative to the thresholds {threshold!r} of the "
+        f"model. Create them with relabel(..., threshold={threshold!r}), or give a number.",
+    )
     check(
         found is not None,
         f"The model {card.name or 'without a name'} contains no thresholds, which --threshold {threshold} needs. "

@@ -1,7 +1,7 @@
 """Other labels for a model: the classes of one level of AudioSet's ontology, or user-defined groups.
 
 The probability of such a label is the highest probability of the labels that belong to it, or their sum if the model's
-classes are mutually exclusive.
+classes are mutually exclusive. With thresholds per label, it is relative to them: see `Relabelled`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dymn.audio.windows import Filled
 from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
-from dymn.runtime.scores import Scores
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.system.arrays import Floats
 from dymn.system.toml import loads
 from dymn.weights.ontology import ancestors, at_level, check_audioset, paths
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 Groups = Mapping[str, Sequence[str]]
 """By the names of groups, what belongs to each: labels, patterns such as "*music*", classes of AudioSet's ontology."""
+AT_THRESHOLD = 0.5
+"""The relative score of a label that is at its own threshold."""
+LEAST = 1e-6
+"""Probabilities and thresholds are compared from here to 1 less it."""
 
 
 def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
@@ -92,22 +96,66 @@ def _members(labels: Sequence[str], member: str, group: str) -> set[int]:
 
 
 class Relabelled(Backend):
-    """A backend with other labels."""
+    """A backend with other labels.
 
-    def __init__(self, backend: Backend, members: Mapping[str, Sequence[int]], about: Mapping[str, Any]) -> None:
-        """Put `members`, names with indices of the backend's labels, in the place of its labels.
+    Attributes:
+        members: names with the indices of the backend's labels that belong to each.
+        threshold: the thresholds of the model to which scores are relative, or 0.0 if scores are probabilities.
+    """
 
-        `about` describes their origin as JSON types; the card's provenance contains it under "labels".
+    def __init__(
+        self,
+        backend: Backend,
+        members: Mapping[str, Sequence[int]],
+        about: Mapping[str, Any],
+        threshold: ThresholdOrName = 0.0,
+    ) -> None:
+        """Put `members` in the place of the backend's labels.
+
+        Thresholds of a model belong to its labels, which differ in them: with "auto" or "precise", a new label passes
+        if one of its own does. Each probability is therefore shifted, as a logit, by the label's threshold, so that 0.5
+        is at the threshold; the highest of these scores counts, and 0.5 is the threshold of each new label.
+
+        Args:
+            backend: with the labels of the model.
+            members: see above.
+            about: their origin as JSON types; the card's provenance contains it under "labels".
+            threshold: a key of `dymn.runtime.scores.THRESHOLDS`; a number changes nothing.
+
+        Raises:
+            ConfigError: if the model has no such thresholds.
         """
-        self._backend, self.members = backend, members
-        self._combine: Any = np.sum if backend.card.exclusive else np.max
+        check_threshold(threshold)
+        self._backend, self.members, self._about = backend, members, about
+        self._others: dict[ThresholdOrName, Relabelled] = {}
+        self.threshold: ThresholdOrName = threshold if isinstance(threshold, str) else 0.0
         provenance = {name: value for name, value in backend.card.provenance.items() if name != "thresholds"}
-        provenance["labels"] = dict(about)  # and no thresholds: they are those of other labels
+        provenance["labels"] = dict(about)
+        self._limits: Any = None
+        self._combine: Any = np.sum if backend.card.exclusive else np.max
+        if isinstance(threshold, str):
+            self._limits, self._combine = _logits(thresholds_of(backend.card, threshold)), np.max
+            provenance["thresholds"] = {threshold: [AT_THRESHOLD] * len(members)}
         self.card = replace(backend.card, labels=tuple(members), provenance=provenance)
         self.embedding_size, self.is_cpu, self.precision = backend.embedding_size, backend.is_cpu, backend.precision
 
+    def at(self, threshold: ThresholdOrName) -> Relabelled:
+        """Return a backend with these labels and scores for a threshold; always the same one, so that batches form.
+
+        Raises:
+            ConfigError: if the model has no such thresholds.
+        """
+        wanted = threshold if isinstance(threshold, str) else 0.0
+        if wanted == self.threshold:
+            return self
+        if wanted not in self._others:
+            self._others.setdefault(wanted, Relabelled(self._backend, self.members, self._about, wanted))
+        return self._others[wanted]
+
     def _scores(self, scores: Scores) -> Scores:
-        """Return the probabilities of the new labels [..., G] for those of the old [..., C]."""
+        """Return the scores of the new labels [..., G] for the probabilities of the old [..., C]."""
+        if self._limits is not None:
+            scores = 1 / (1 + np.exp(self._limits - _logits(scores)))
         columns = [self._combine(scores[..., list(indices)], axis=-1) for indices in self.members.values()]
         return np.asarray(np.minimum(np.stack(columns, axis=-1), np.float32(1)), np.float32)
 
@@ -144,11 +192,25 @@ class Relabelled(Backend):
         self._backend.entered_workers()
 
 
-def relabel(backend: Backend, level: int | None = None, groups: Groups | None = None) -> Backend:
+def _logits(probabilities: Scores) -> np.ndarray:
+    clipped = np.clip(probabilities.astype(np.float64), LEAST, 1 - LEAST)
+    return np.asarray(np.log(clipped / (1 - clipped)))
+
+
+def relabel(
+    backend: Backend, level: int | None = None, groups: Groups | None = None, threshold: ThresholdOrName = 0.0
+) -> Backend:
     """Return a backend whose labels are the classes of a level of the ontology, or groups; unchanged without either.
 
+    Args:
+        backend: with the labels of the model.
+        level: of the ontology.
+        groups: names with their members.
+        threshold: the threshold that the labels will be compared with; "auto" and "precise" make scores relative to the
+            thresholds that the model has for each of its labels, see `Relabelled`.
+
     Raises:
-        ConfigError: if both are given, or they do not fit the labels of the model.
+        ConfigError: if both are given, they do not fit the labels of the model, or it has no such thresholds.
 
     Example:
         >>> relabel(open_backend("dymn04_open"), level=1).labels[:2]  # doctest: +SKIP
@@ -156,11 +218,11 @@ def relabel(backend: Backend, level: int | None = None, groups: Groups | None = 
     """
     check(level is None or groups is None, "Labels are those of a level, or groups. Give either --level or --groups.")
     if level is not None:
-        return Relabelled(backend, levels(backend.labels, level), {"level": level})
+        return Relabelled(backend, levels(backend.labels, level), {"level": level}, threshold)
     if groups is None:
         return backend
     about = {"groups": {name: list(members) for name, members in groups.items()}}
-    return Relabelled(backend, grouped(backend.labels, groups), about)
+    return Relabelled(backend, grouped(backend.labels, groups), about, threshold)
 
 
 def kinds(labels: Sequence[str]) -> np.ndarray:

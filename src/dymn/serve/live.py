@@ -147,7 +147,7 @@ def _begin(service: Service, greeting: _Greeting, deadline: Deadline) -> _Listen
         )
     settings = from_dict(TagSettings, {"top_k": 10, **greeting.settings})
     service.check(Question(own["model"], settings))
-    backend = service.live_backend(own["model"], deadline)
+    backend = service.live_backend(own["model"], deadline, settings.threshold)
     reader = PcmReader(own["format"], own["channels"])
     return _Listener(Stream(backend, own["sample_rate"], settings), reader, own["sample_rate"])
 

@@ -27,6 +27,8 @@ from dymn.inference.formats.writers import json_lines
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.layers import LAST, parse_layers
+from dymn.runtime.scores import ThresholdOrName
+from dymn.runtime.vocabulary import Relabelled
 from dymn.serve.answers import LayeredBackend, tag_and_embed
 from dymn.serve.batching import BatchedBackend, Batcher, Deadline
 from dymn.serve.errors import Refusal, refusal
@@ -85,7 +87,7 @@ class Service:
         self.metrics = Metrics()
         self.ready = False
         self._backends: dict[str, Backend] = {name: tagger.backend for name, tagger in taggers.items()}
-        self._with_layers: dict[tuple[str, tuple[str, ...]], Backend] = {}
+        self._with_layers: dict[tuple[Backend, tuple[str, ...]], Backend] = {}
         self._layered_lock = threading.Lock()
         first = next(iter(self._backends.values()))
         self._batcher = Batcher(
@@ -195,9 +197,8 @@ class Service:
     def _computed(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
         self._check_length(upload)
         layers = parse_layers(question.layers) if question.layers else ()
-        backend = BatchedBackend(
-            self._layered(question.model, layers), self._batcher, deadline, self.settings.max_windows
-        )
+        chosen = self._layered(question.model, layers, question.settings.threshold)
+        backend = BatchedBackend(chosen, self._batcher, deadline, self.settings.max_windows)
 
         def progress(name: str, seconds: float) -> None:
             self._check_seconds(seconds)
@@ -220,25 +221,28 @@ class Service:
             answer["embedding"] = {"layers": list(layers), "vector": [float(f"{value:.7g}") for value in vector]}
         return answer
 
-    def _layered(self, model: str, layers: tuple[str, ...]) -> Backend:
+    def _layered(self, model: str, layers: tuple[str, ...], threshold: ThresholdOrName = 0.0) -> Backend:
         """Return a model whose embeddings are those of some layers."""
-        backend = self.backend(model)
+        backend = self.backend(model, threshold)
         if layers in ((), (LAST,)):
             return backend
         with self._layered_lock:
-            if (model, layers) not in self._with_layers:
+            if (backend, layers) not in self._with_layers:
                 if len(self._with_layers) >= MAX_LAYERED:
                     self._with_layers.pop(next(iter(self._with_layers)))
-                self._with_layers[model, layers] = LayeredBackend(backend, layers)
-            return self._with_layers[model, layers]
+                self._with_layers[backend, layers] = LayeredBackend(backend, layers)
+            return self._with_layers[backend, layers]
 
-    def backend(self, name: str) -> Backend:
-        """Return a model by its name, the default one for ""; raise a Refusal if it is not served."""
-        if not name:
-            return next(iter(self._backends.values()))
+    def backend(self, name: str, threshold: ThresholdOrName = 0.0) -> Backend:
+        """Return a model by its name, the default one for "", with scores of groups that fit a threshold.
+
+        Raises a Refusal if it is not served, and a ConfigError if it has no such thresholds.
+        """
+        name = name or next(iter(self._backends))
         if name not in self._backends:
             raise Refusal(404, "model", f"There is no model {name[:100]!r}. Available: {', '.join(self._backends)}.")
-        return self._backends[name]
+        found = self._backends[name]
+        return found.at(threshold) if isinstance(found, Relabelled) else found
 
     def check(self, question: Question) -> None:
         """Reject, before anything is received, what would be rejected afterwards.
@@ -252,7 +256,7 @@ class Service:
             if letters > MAX_PATTERNS:
                 allowed = f"this server allows at most {MAX_PATTERNS}"
                 raise Refusal(400, "setting", f"The patterns in {name} have {letters} characters; {allowed}.")
-        Selection(self.backend(question.model).card, question.settings)
+        Selection(self.backend(question.model, question.settings.threshold).card, question.settings)
         if question.layers:
             self._layered(question.model, parse_layers(question.layers))
         for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):
@@ -306,6 +310,6 @@ class Service:
             self._connected -= 1
             self.metrics.live.set(self._connected)
 
-    def live_backend(self, model: str, deadline: Deadline) -> Backend:
+    def live_backend(self, model: str, deadline: Deadline, threshold: ThresholdOrName = 0.0) -> Backend:
         """Return a model for a live connection."""
-        return BatchedBackend(self.backend(model), self._batcher, deadline)
+        return BatchedBackend(self.backend(model, threshold), self._batcher, deadline)

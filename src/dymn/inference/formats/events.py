@@ -35,11 +35,10 @@ def fields(recording: EventRecording, per_window: bool) -> dict[str, Any]:
 
 
 def text(recording: EventRecording, origin: Origin) -> Iterator[str]:
-    """Yield a line for each event, with hundredths of a second where tenths would make its start and end equal."""
+    """Yield a line for each event, with times in hundredths of a second."""
     yield heading(recording)
-    digits = 2 if any(clock(event.start) == clock(event.end) for event in recording.events) else 1
     for event in recording.events:
-        start, end = clock(event.start, digits), clock(event.end, digits)
+        start, end = clock(event.start, 2), clock(event.end, 2)
         yield f"  {start} {dash(origin.plain)} {end}  {event.score:.2f}  {event.label}\n"
     if not recording.events:
         yield "  No label reaches the threshold.\n"

@@ -30,6 +30,7 @@ from dymn.runtime.fused import fuse
 from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.runtime.torch_backend import TorchBackend
 from dymn.weights import import_efficientsed, open_checkpoint
+from dymn.weights.format import readme
 from dymn.weights.labels import strong_labels
 from dymn.weights.registry import EFFICIENTSED_FRONT_END
 from dymn.weights.torch_files import read_tensors
@@ -179,6 +180,8 @@ def test_checkpoints_and_the_fused_form(kind, tmp_path):
     model = small(kind)
     save(model, tmp_path / "model.safetensors")
     again = dymn.load_model(tmp_path / "model.safetensors")
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())  # without rotary frequencies
+    assert f"{n_parameters:,} parameters" in readme(model.stored(), "")
     x = torch.randn(2, 1, 128, 300)
     with torch.inference_mode():
         expected = model(x)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dymn.commands import options, reading_options
 from dymn.commands.options import WHAT, format_option, hush, note_gaps, output_option
-from dymn.commands.reading_options import gathered
+from dymn.commands.reading_options import gathered, read_settings
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -92,15 +92,7 @@ def embed(
 
     hush(quiet)
     note_gaps(window, hop, quiet)
-    reading: dict[str, Any] = {
-        "channel": channel,
-        "track": track,
-        "gain": gain,
-        "speed": speed,
-        "band": band,
-        "partial": partial,
-    }
-    settings = EmbedSettings(window, hop, fill, **reading)
+    settings = EmbedSettings(window, hop, fill, **read_settings(channel, track, gain, speed, band, partial))
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
     given = RunOptions(

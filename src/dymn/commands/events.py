@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from dymn.commands import event_options, options, reading_options
 from dymn.commands.event_options import WHEN
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import format_option, hush, output_option, seconds_option
-from dymn.commands.reading_options import gathered
+from dymn.commands.reading_options import gathered, read_settings
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -104,16 +104,7 @@ def events(
 
     hush(quiet)
     words = vocabulary(level, groups, language, threshold)
-    reading: dict[str, Any] = {
-        "channel": channel,
-        "track": track,
-        "gain": gain,
-        "speed": speed,
-        "band": band,
-        "clock": clock,
-        "partial": partial,
-        "specific": specific,
-    }
+    reading = read_settings(channel, track, gain, speed, band, partial, clock)
     settings = EventSettings(
         method=method,
         window=window,
@@ -125,6 +116,7 @@ def events(
         median=median,
         min_gap=min_gap,
         min_duration=min_duration,
+        specific=specific,
         **reading,
     )
     given = RunOptions(

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -79,6 +79,14 @@ Clock = Annotated[
         rich_help_panel=READING,
     ),
 ]
+
+
+def read_settings(
+    channel: str, track: int | None, gain: str, speed: float, band: str | None, partial: bool, clock: Clocks = "none"
+) -> dict[str, Any]:
+    """Return the options that define how recordings are read as arguments of `ReadSettings` and its subclasses."""
+    reading = {"channel": channel, "track": track, "gain": gain, "speed": speed, "band": band}
+    return reading | {"partial": partial, "clock": clock}
 
 
 def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:

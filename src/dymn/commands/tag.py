@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import WHAT, WINDOWS, format_option, hush, note_gaps, number_option, output_option
-from dymn.commands.reading_options import gathered
+from dymn.commands.reading_options import gathered, read_settings
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -135,18 +135,18 @@ def tag(
     if plot is not None and speed != 1:
         raise ConfigError("--plot cannot be combined with --speed. Leave one of them out.")
     note_gaps(window, hop, quiet)
-    reading: dict[str, Any] = {
-        "channel": channel,
-        "track": track,
-        "gain": gain,
-        "speed": speed,
-        "band": band,
-        "clock": clock,
-        "partial": partial,
-        "specific": specific,
-    }
+    reading = read_settings(channel, track, gain, speed, band, partial, clock)
     settings = TagSettings(
-        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, **reading
+        top_k,
+        threshold,
+        tuple(labels or ()),
+        tuple(exclude or ()),
+        window,
+        hop,
+        fill,
+        combine,
+        specific=specific,
+        **reading,
     )
     parameters = to_dict(settings) | words.parameters() | {"hop": hop or window}
     given = RunOptions(

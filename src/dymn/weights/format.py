@@ -35,6 +35,7 @@ SCALE = ".scale"  # ends the name of the array that an 8-bit one is multiplied w
 SMALL = 1024
 LARGEST = 127  # of 8 bits, with sign; -128 is not used
 COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
+BUFFERS = (COUNTER, "running_mean", "running_var", "frequencies")  # ends of names of arrays that no optimiser changes
 
 
 class Stored(NamedTuple):
@@ -261,11 +262,7 @@ def file_in(folder: Path) -> Path:
 def readme(stored: Stored, digest: str) -> str:
     """Return the model card in Markdown, with the header that the Hub reads."""
     config, card = stored.config, stored.card
-    parameters = sum(
-        values.size
-        for name, values in stored.state.items()
-        if not name.endswith((COUNTER, "running_mean", "running_var"))
-    )
+    parameters = sum(values.size for name, values in stored.state.items() if not name.endswith(BUFFERS))
     front_end = card.front_end
     hop = 1000 * front_end.hop_length / front_end.sample_rate
     classes = ", ".join(card.labels[:5]) + (" …" if len(card.labels) > 5 else "")

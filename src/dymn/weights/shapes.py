@@ -9,7 +9,7 @@ from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, ow
 from dymn.config import BlockConfig, ModelConfig, SequenceConfig, round_channels
 from dymn.errors import WeightsError
 from dymn.system.arrays import Array
-from dymn.weights.format import COUNTER, shorten
+from dymn.weights.format import BUFFERS, COUNTER, shorten
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
@@ -23,8 +23,7 @@ def state_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def n_parameters(config: ModelConfig) -> int:
     """Return the number of values that training changes; those of attentions that are not dymn's own are left out."""
-    buffers = (COUNTER, "running_mean", "running_var", "frequencies")
-    return sum(math.prod(shape) for name, shape in state_shapes(config).items() if not name.endswith(buffers))
+    return sum(math.prod(shape) for name, shape in state_shapes(config).items() if not name.endswith(BUFFERS))
 
 
 def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) -> None:

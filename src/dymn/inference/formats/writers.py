@@ -77,7 +77,7 @@ def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[st
 
 
 def parquet(results: Iterable[R], layout: Layout[R], origin: Origin, file: BinaryIO) -> None:
-    """Write equal bytes for equal rows, a row group at a time; the schema's metadata has the origin under "dymn".
+    """Write rows reproducibly, a row group at a time; the schema's metadata has the origin under "dymn".
 
     Raises:
         MissingExtraError: if pyarrow is not installed.

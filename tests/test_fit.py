@@ -506,7 +506,7 @@ def test_thresholds_part_the_scores():
 
     def found(times, hours, n_classes=1):
         scores, hits = np.tile(values, times), np.tile(positive, times)
-        return class_thresholds(scores, hits, FalseAlarms(~hits, hours, n_classes))
+        return class_thresholds(scores, hits, FalseAlarms([(~hits, hours)], n_classes))
 
     enough = found(3, 5.0)
     assert enough.best == pytest.approx(0.25) and enough.f1 == pytest.approx(8 / 9)
@@ -523,9 +523,20 @@ def test_precise_thresholds_bring_one_false_alarm_an_hour_of_all_classes_togethe
     for _ in range(200):
         logits = np.append(rng.logistic(-8, 1, round(per_hour * hours)), np.linspace(-6, 6, 200))
         scores, positive = 1 / (1 + np.exp(-logits)), np.arange(len(logits)) >= len(logits) - 200
-        limit = class_thresholds(scores, positive, FalseAlarms(~positive, hours, n_classes)).precise
+        limit = class_thresholds(scores, positive, FalseAlarms([(~positive, hours)], n_classes)).precise
         found.append(n_classes * per_hour / (1 + np.exp(np.log(limit / (1 - limit)) + 8)))
     assert 0.6 < np.mean(found) < 1.3
+
+
+def test_hours_of_silence_do_not_lower_a_precise_threshold():
+    rng = np.random.default_rng(0)
+    logits = np.concatenate([rng.logistic(-8, 1, 500), np.full(5000, -12.0), np.linspace(-6, 6, 200)])
+    scores, place = 1 / (1 + np.exp(-logits)), np.arange(len(logits))
+    loud, silent, positive = place < 500, (place >= 500) & (place < 5500), place >= 5500
+    alone = class_thresholds(scores[~silent], positive[~silent], FalseAlarms([(loud[~silent], 1.0)], 5))
+    both = class_thresholds(scores, positive, FalseAlarms([(loud, 1.0), (silent, 10.0)], 5))
+    mixed = class_thresholds(scores, positive, FalseAlarms([(loud | silent, 11.0)], 5))
+    assert both.precise == alone.precise > mixed.precise
 
 
 def test_a_checkpoint_without_thresholds_says_so(tmp_path):

@@ -125,7 +125,8 @@ def fit_checkpoint(
     if exclusive:
         examples = _with_background(examples)
     counted = hours + examples.background_hours(general=True)
-    alarms = FalseAlarms(background, counted, len(labelled.labels))
+    sources = [(background & ~examples.general, hours), (background & examples.general, counted - hours)]
+    alarms = FalseAlarms(sources, len(labelled.labels))
     empty = ~examples.targets.any(axis=1)
     if len(examples.labels) == 1 and not (empty & examples.known.all(axis=1)).any():
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,18 +48,17 @@ class FalseAlarms(NamedTuple):
     """Where the false alarms of a class are counted.
 
     Attributes:
-        background: which windows are background, without any class [N].
-        hours: length of the background.
+        backgrounds: for each source of background, which windows are from it, without any class [N], and its hours. A
+            threshold holds for each source, so that hours of silence do not hide what few minutes of speech show.
         n_classes: number of classes that share `FALSE_ALARMS_PER_HOUR`.
     """
 
-    background: Bools
-    hours: float
+    backgrounds: Sequence[tuple[Bools, float]]
     n_classes: int = 1
 
     def among(self, use: Bools) -> FalseAlarms:
         """Return the same for some of the windows."""
-        return self._replace(background=self.background[use])
+        return self._replace(backgrounds=[(chosen[use], hours) for chosen, hours in self.backgrounds])
 
 
 def class_thresholds(scores: Numbers, positive: Bools, alarms: FalseAlarms) -> ClassThresholds:
@@ -83,11 +83,11 @@ def class_thresholds(scores: Numbers, positive: Bools, alarms: FalseAlarms) -> C
     at = int(np.flatnonzero(f1 >= f1.max() - EQUAL)[0])
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
     exact = np.flatnonzero(is_edge & (hits >= PRECISION * reported))
-    quiet = scores[alarms.background & ~positive]
-    measured = alarms.hours >= ENOUGH_HOURS and len(quiet) > 0
-    share = alarms.hours * FALSE_ALARMS_PER_HOUR / alarms.n_classes
-    level = _exceeded(quiet, share) if measured else float(scores[~positive].max())
-    enough = measured and positive.sum() >= ENOUGH_WINDOWS
+    share = FALSE_ALARMS_PER_HOUR / alarms.n_classes
+    quiet = [(scores[chosen & ~positive], hours) for chosen, hours in alarms.backgrounds if hours >= ENOUGH_HOURS]
+    measured = [_exceeded(found, hours * share) for found, hours in quiet if len(found)]
+    level = max(measured) if measured else float(scores[~positive].max())
+    enough = bool(measured) and positive.sum() >= ENOUGH_WINDOWS
     own = np.quantile(scores[positive], LEAST_FOUND if enough else LEAST_FOUND_BLIND)
     least = max(float(ranked[exact[-1]]) if len(exact) else HIGHEST, level, float(own))
     best, precise = (float(np.clip(value, LOWEST, HIGHEST)) for value in ((ranked[at] + below) / 2, least))

@@ -104,7 +104,7 @@ class Variant:
     """The settings in which the networks of Tables II and V-XIII differ; the defaults are DyMN-M.
 
     `attention` is a key of `ATTENTIONS`, or None (in files "none") for no attention. `dynamic_blocks` and
-    `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; By default, `attention_blocks` are the
+    `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; by default, `attention_blocks` are the
     dynamic blocks. `reduced_tail` halves the channels from the output of block 13 on, and `dilated` dilates the last
     three blocks, which keep their resolution, as in MobileNetV3; they must be static. `se_reduction` is r of
     Squeeze-and-Excitation, `pooling_heads` the number of heads of `head` "attention_pooling".

@@ -69,7 +69,7 @@ class ReadSettings:
 
     @property
     def read(self) -> ReadSettings:
-        """These settings, for what has settings of its own too."""
+        """The settings for reading, which are these settings themselves."""
         return self
 
     @property

@@ -49,11 +49,11 @@ class PackSettings:
     """How shards are made; the same settings and the same data give the same shards.
 
     Attributes:
-        encoding: "keep" for the audio as it is, or a key of `ENCODINGS`: 16 bits at the source's sample rate (opus: 48
+        encoding: "keep" for unchanged audio, or a key of `ENCODINGS`: 16 bits at the source's sample rate (opus: 48
             kHz).
-        clips: how many clips a shard holds; 0 for as many as make about `megabytes`.
+        clips: number of clips per shard; 0 for as many as fit into about `megabytes`.
         megabytes: size of a shard.
-        seed: of the order of the clips; None to keep them in order.
+        seed: seed of the order of the clips; None keeps their order.
     """
 
     encoding: str = "keep"
@@ -90,21 +90,21 @@ def pack(
 ) -> Packed:
     """Pack all clips of a source into shards; each split has shards of its own.
 
-    Every clip is decoded once, so that those that cannot be are left out and listed in bad_clips.csv. Called again
-    after an interruption it continues; called again when all is done it does nothing.
+    Every clip is decoded once; clips that cannot be decoded are left out and listed in bad_clips.csv. After an
+    interruption, the same call packs the remaining clips; if all are packed, it does nothing.
 
     Args:
         source: the whole dataset.
         out: folder of the shards.
-        settings: how they are made.
+        settings: encoding, size and order of the shards.
         task: kind of the data, and the properties of its `TaskSpec`, as JSON types.
-        workers: processes that make shards at the same time; 0 for this one alone.
-        progress: called with the clips done and their total.
+        workers: number of processes that write shards at the same time; 0 uses this process.
+        progress: called with the number of packed clips and their total.
 
     Raises:
-        ConfigError: if the folder holds other things, or shards of other data or settings.
+        ConfigError: if the folder contains other files, or shards of other data or settings.
         DataError: if no clip can be read.
-        ResourceError: if memory runs out, or a process died; called again it continues.
+        ResourceError: if memory runs out, or a process was killed; the same call resumes.
         OSError: if the folder cannot be written to.
     """
     settings, out = settings or PackSettings(), Path(out)

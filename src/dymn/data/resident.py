@@ -31,13 +31,13 @@ class Crop(NamedTuple):
 class Resident:
     """The audio of a whole dataset in 16 bits on a device, by position in its catalog.
 
-    At 32 kHz an hour takes 230 MB. Samples are those of the decoded cache, if the source has one; else they are decoded
-    now.
+    At 32 kHz an hour takes 230 MB. Samples are read from the cache of decoded clips, if the source has one; otherwise,
+    clips are decoded now.
 
     Args:
         source: any split of the dataset.
         device: where the samples are stored.
-        workers: processes that decode.
+        workers: number of processes that decode clips.
 
     Raises:
         DataError: if no clip can be read, or they do not fit the memory.
@@ -77,14 +77,12 @@ class Resident:
     ) -> Tensor:
         """Return [B, samples] float32 of some clips, each from its offset to its end.
 
-        What is too short is repeated or followed by zeros.
-
         Args:
             clips: B positions in the whole dataset.
-            offsets: where each begins, in samples.
-            samples: of each.
-            fill: "pad" or "repeat", for those that are shorter.
-            ends: where each ends; None for the ends of the clips.
+            offsets: start of each result in its clip, in samples.
+            samples: length of each result.
+            fill: "pad" (with zeros) or "repeat", for clips that are shorter.
+            ends: end of each clip, in samples; by default, its actual end.
         """
         rows = np.asarray(clips)
         columns = np.stack(

@@ -42,8 +42,8 @@ class Streamed:
     Args:
         sampler: draws the clips of an epoch.
         parts: number of the shard of each clip [N]; the clips of a shard are stored in the order of their numbers.
-        batch_size: of all processes together.
-        seed: of the rearrangement.
+        batch_size: total over all processes.
+        seed: seed of the rearrangement.
     """
 
     def __init__(self, sampler: Sampler, parts: npt.NDArray[np.int64], batch_size: int, seed: int = 0) -> None:

@@ -37,18 +37,18 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(eq=False)
 class TeacherTable:
-    """Logits by clip.
+    """A teacher's logits for N clips.
 
     Attributes:
-        path: of the file with the logits.
-        keys: one name a row.
-        labels: names of the C classes; empty where a published table does not name them.
-        fingerprints: of the encoded audio [N]; 0 where unknown.
+        path: path of the file with the logits.
+        keys: names of the clips.
+        labels: names of the C classes; empty if a published table does not name them.
+        fingerprints: fingerprint of the encoded audio of each clip [N]; 0 if unknown.
         models: name and digest of every model that was averaged.
-        source_digest: of the dataset that the table was made from; "" where unknown.
-        settings: how clips were cut and padded.
-        rows: of each key in the file; None where the keys are in the order of its rows.
-        n_rows: of the file, where `rows` is given.
+        source_digest: digest of the dataset for which the table was written; "" if unknown.
+        settings: length and filling of the clips.
+        rows: row of each key in the file; None if the keys are in the order of the rows.
+        n_rows: number of rows in the file, if `rows` is given.
         skipped: numbers of unused entries of the file, by kind.
     """
 
@@ -89,10 +89,10 @@ class TeacherTable:
 
     @classmethod
     def open(cls, path: str | Path) -> TeacherTable:
-        """Open a table that `teach` made, and check that its content is whole.
+        """Open a table of `teach`, and check that its content is complete.
 
         Raises:
-            DataError: if the file is missing, is no such table, was cut, or was changed.
+            DataError: if the file is missing, not such a table, truncated or changed.
         """
         path = Path(path)
         metadata, places = _layout(path)
@@ -125,7 +125,7 @@ class TeacherTable:
         Args:
             logits: the array; float16 or float32, memory-mapped.
             index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`.
-            labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one a line;
+            labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one per line;
                 without such a file, 527 columns are AudioSet's classes in their published order.
 
         Raises:
@@ -145,7 +145,7 @@ class TeacherTable:
         )  # fmt: skip
 
     def columns(self, labels: Sequence[str]) -> Integers | None:
-        """Return the column of each of these classes [C], by their names; None where the columns are in this order.
+        """Return the column of each of these classes [C], by name; None if the columns are in this order.
 
         Raises:
             DataError: if the table has other classes, or does not name them.
@@ -167,12 +167,12 @@ class TeacherTable:
         return np.array([place[label] for label in labels], dtype=np.int64)
 
     def take(self, rows: int | Integers, columns: Integers | None) -> npt.NDArray[np.generic]:
-        """Return some rows of the logits [..., C], with the columns that `columns` gave."""
+        """Return some rows of the logits [..., C], with the columns returned by `columns`."""
         logits = self.logits[rows]
         return logits if columns is None else logits[..., columns]
 
     def match(self, source: Source, *, partial: bool = False) -> Integers:
-        """Return for every clip of a source its row in the table, -1 where there is none.
+        """Return the row of every clip of a source [N]; -1 for clips that are not in the table.
 
         Raises:
             DataError: if the classes differ, no clip is in the table, or some are not and `partial` is False.

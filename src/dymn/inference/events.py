@@ -132,8 +132,8 @@ def event_files(
     Arguments and errors are those of `dymn.inference.files.tag_files`.
 
     Yields:
-        one `EventRecording` per source, in order, or with `channel="each"` one per channel. One that cannot be read has
-        an `error`, and the others are still done.
+        one `EventRecording` per source, in order, or with `channel="each"` one per channel. Recordings that cannot be
+        read have an `error`; the others are still processed.
     """
     settings = (settings or EventSettings()).of(backend)
     parts = frame_parts(
@@ -167,12 +167,12 @@ def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: 
 
 
 def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCard | None = None) -> list[Event]:
-    """Return the events in frames, in the order of their start, at equal starts the likeliest first.
+    """Return the events in frames, ordered by start; of events with the same start, the most probable comes first.
 
     Args:
-        frames: what to decide on.
-        settings: how.
-        card: of the model, with the thresholds that it carries; needed if `settings` use them.
+        frames: probabilities of labels over time.
+        settings: thresholds and further rules of detection.
+        card: the model's card with its stored thresholds; needed if `settings` use them.
     """
     decider = Decider(frames.labels, settings, card)
     decider.feed(frames.times, frames.scores)

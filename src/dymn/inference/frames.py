@@ -138,8 +138,8 @@ def frame_parts(
     Arguments and errors are those of `dymn.inference.files.tag_files`; `heard` is called with each block that is read.
 
     Yields:
-        parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording
-        `is_last`.
+        parts of about `PART_FRAMES` frames, in the order of the recordings and in chronological order; `is_last` marks
+        the last part of each recording.
     """
     maker = frame_maker(backend, settings or FrameSettings())
     scored = run_windows(

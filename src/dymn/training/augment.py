@@ -33,7 +33,7 @@ def draw_mixing(n: int, alpha: float, rng: np.random.Generator, probability: flo
 
 
 def draw_styles(n: int, alpha: float, probability: float, rng: np.random.Generator) -> Mixing:
-    """Draw a permutation and shares of Beta(alpha, alpha); with 1 - `probability` no clip of the batch is mixed."""
+    """Draw a permutation and shares from Beta(alpha, alpha); with probability 1 - `probability`, no clip is mixed."""
     is_mixed, share = rng.random() < probability, rng.beta(alpha, alpha, n)
     partner = torch.from_numpy(rng.permutation(n))
     return Mixing(partner, torch.from_numpy(share.astype(np.float32)) if is_mixed else torch.ones(n))

@@ -125,8 +125,8 @@ class TeacherTable:
         Args:
             logits: the array; float16 or float32, memory-mapped.
             index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`.
-            labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one per line;
-                without such a file, 527 columns are AudioSet's classes in their published order.
+            labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one per
+                line; without such a file, 527 columns are AudioSet's classes in their published order.
 
         Raises:
             DataError: if a file is missing or not of this form, or the two do not belong together.

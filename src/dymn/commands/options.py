@@ -318,7 +318,7 @@ Partial = Annotated[
     typer.Option(
         "--partial",
         help="Read the intact parts of damaged recordings, before and after the damage, instead of rejecting them. "
-        "They are marked in JSON, CSV and Parquet.",
+        "Results in JSON, CSV and Parquet are marked.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

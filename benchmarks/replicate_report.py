@@ -72,8 +72,10 @@ The next table compares pairs of networks: the difference of the excess in thous
 bootstrap over clips and over the software packages that the clips come from; the relative difference of the geometric
 mean excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network. *Seeds
 ahead* counts the seeds in which the first network has the lower excess. The intervals cover the choice of clips, not
-chance in training, for which the seeds are shown. There is a verdict only if the {deciding} excludes zero.
+chance in training, for which the seeds are shown.
 """
+VERDICT = "There is a verdict only if the {deciding} excludes zero."
+EQUAL = "The paper finds no difference of the score (0.1 mAP)."
 RUNAWAY = """
 Where a line leaves the left plot at the top, a few runaway clips dominate the mean.
 """
@@ -88,7 +90,7 @@ class Results(NamedTuple):
     """What the finished seeds of a run left: arrays by network and seed."""
 
     plan: dict[str, Any]
-    seeds: list[int]
+    seeds: dict[str, list[int]]  # by network
     keys: list[str]
     teacher: npt.NDArray[np.float32]  # logits [N, C]
     prior: npt.NDArray[np.float32]  # logits [C]
@@ -100,6 +102,19 @@ class Results(NamedTuple):
     seconds: list[float]  # of each process's run: a seed's networks together
     unfinished: list[str]
     complete: bool  # whether only finished seeds are in it
+
+    def of(self, arms: Sequence[str]) -> Results:
+        """Return the results of some networks for the seeds that all of them have."""
+        common = set.intersection(*(set(self.seeds[arm]) for arm in arms))
+        at = {arm: [i for i, seed in enumerate(self.seeds[arm]) if seed in common] for arm in arms}
+        return self._replace(
+            seeds={arm: sorted(common) for arm in arms},
+            excess={arm: self.excess[arm][at[arm]] for arm in arms},
+            **{
+                name: {arm: [getattr(self, name)[arm][i] for i in at[arm]] for arm in arms}
+                for name in ("logits", "curves", "weights", "kernels")
+            },
+        )
 
     @property
     def positive(self) -> npt.NDArray[np.bool_]:
@@ -122,6 +137,7 @@ class Contrast(NamedTuple):
     precision: Interval
     seeds_ahead: int
     measure: str = "excess"
+    equal: bool = False
 
     @property
     def decisive(self) -> Interval:
@@ -132,8 +148,8 @@ class Contrast(NamedTuple):
 
     @property
     def stands(self) -> bool:
-        """Whether the first network is better, beyond chance."""
-        return self.decisive.high < 0
+        """Whether the first network is better, beyond chance; or if `equal`, whether no difference shows."""
+        return not self.decisive.excludes_zero if self.equal else self.decisive.high < 0
 
 
 def read(folder: Path, partial: bool = False) -> Results:
@@ -160,15 +176,13 @@ def read(folder: Path, partial: bool = False) -> Results:
         raise SystemExit(
             f"The seeds in {folder} came unequally far: {', '.join(unfinished)}. Report the finished ones alone."
         )
-    everywhere = [set(seeds) for seeds in found.values()]
-    seeds = sorted(set.intersection(*everywhere)) if everywhere else []
-    if not seeds:
+    if not _reportable(seeds := {arm: sorted(found[arm]) for arm in ARMS if arm in found}):
         raise SystemExit(
-            f"{folder} holds no finished seed of all networks; unfinished: {', '.join(unfinished) or 'none'}."
+            f"{folder} holds no finished seed of all networks of a claim; unfinished: "
+            f"{', '.join(unfinished) or 'none'}."
         )
-    arms = [arm for arm in ARMS if arm in found]
-    parts = {arm: [found[arm][seed] for seed in seeds] for arm in arms}
-    first = parts[arms[0]][0][1]
+    parts = {arm: [found[arm][seed] for seed in seeds[arm]] for arm in seeds}
+    first = next(iter(parts.values()))[0][1]
     if any(list(arrays["keys"]) != list(first["keys"]) for rows in parts.values() for _, arrays in rows):
         raise SystemExit(f"The result files in {folder} are of different held-out clips.")
 
@@ -184,7 +198,7 @@ def read(folder: Path, partial: bool = False) -> Results:
         logits={arm: [arrays["logits"].astype(np.float32) for _, arrays in rows] for arm, rows in parts.items()},
         excess={arm: np.stack([arrays["excess"] for _, arrays in rows]).astype(float) for arm, rows in parts.items()},
         curves={arm: [record["curves"] for record, _ in rows] for arm, rows in parts.items()},
-        weights={arm: [kept for _, arrays in rows if (kept := weights(arrays))] for arm, rows in parts.items()},
+        weights={arm: [weights(arrays) for _, arrays in rows] for arm, rows in parts.items()},
         kernels={arm: [record["kernels"] for record, _ in rows] for arm, rows in parts.items()},
         seconds=[record["seconds"] for rows in parts.values() for record, _ in rows],
         unfinished=unfinished,
@@ -192,8 +206,23 @@ def read(folder: Path, partial: bool = False) -> Results:
     )
 
 
+def _reportable(seeds: dict[str, list[int]]) -> list[str]:
+    """Return the claims of which all networks have a seed in common."""
+    return [
+        name
+        for name, experiment in EXPERIMENTS.items()
+        if set.intersection(*(set(seeds.get(arm, ())) for arm in experiment.arms))
+    ]
+
+
 def contrast(
-    results: Results, first: str, second: str, packages: Sequence[str] | None, draws: int, measure: str = "excess"
+    results: Results,
+    first: str,
+    second: str,
+    packages: Sequence[str] | None,
+    draws: int,
+    measure: str = "excess",
+    equal: bool = False,
 ) -> Contrast:
     """Compare two networks over the held-out clips, each averaged over seeds."""
     per_seed = results.excess[first] - results.excess[second]  # [seeds, N]
@@ -210,6 +239,7 @@ def contrast(
         ),
         int((per_seed.mean(axis=1) < 0).sum()),
         measure,
+        equal,
     )
 
 
@@ -264,86 +294,98 @@ def write_report(
     """Write the page, its pictures, and `figures.json` in the folder of the results."""
     results = read(folder, partial)
     packages = packages_of(results.keys, corpus) if corpus else None
-    names = [name for name, experiment in EXPERIMENTS.items() if set(experiment.arms) <= set(results.excess)]
-    rows = {arm: row_of(results, arm) for arm in results.excess}
-    pairs = {pair: EXPERIMENTS[name].measure for name in names for pair in EXPERIMENTS[name].contrasts}
-    contrasts = {pair: contrast(results, *pair, packages, draws, measure) for pair, measure in pairs.items()}
+    claims = {name: results.of(EXPERIMENTS[name].arms) for name in _reportable(results.seeds)}
+    rows = {name: {arm: row_of(part, arm) for arm in part.excess} for name, part in claims.items()}
+    contrasts = {
+        name: [
+            contrast(part, *pair, packages, draws, EXPERIMENTS[name].measure, EXPERIMENTS[name].equal)
+            for pair in EXPERIMENTS[name].contrasts
+        ]
+        for name, part in claims.items()
+    }
     stored = folder / "zero_shot.json"
     heard: dict[str, list[float]] = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
-    arms = [arm for name in names if EXPERIMENTS[name].zero_shot for arm in EXPERIMENTS[name].arms]
-    if any(len(accuracies) != len(results.seeds) for accuracies in heard.values()):
-        heard = {}  # of fewer seeds
-    if esc10 and not heard:
-        heard = zero_shot_of(results, arms, esc10)
-        stored.write_text(json.dumps(heard, indent=1), encoding="utf-8")
-    for arm, accuracies in heard.items():
-        rows[arm]["zero_shot"] = accuracies
-    figures = {"plan": results.plan, "seeds": results.seeds, "seconds": results.seconds, "networks": rows}
-    figures["contrasts"] = [{**c._asdict(), "stands": c.stands} for c in contrasts.values()]
+    for name, part in claims.items():
+        if EXPERIMENTS[name].zero_shot:
+            if any(len(heard.get(arm, ())) != len(seeds) for arm, seeds in part.seeds.items()) and esc10:
+                heard = zero_shot_of(part, EXPERIMENTS[name].arms, esc10)
+                stored.write_text(json.dumps(heard, indent=1), encoding="utf-8")
+            for arm, seeds in part.seeds.items():
+                if len(heard.get(arm, ())) == len(seeds):
+                    rows[name][arm]["zero_shot"] = heard[arm]
+    figures = {"plan": results.plan, "seconds": results.seconds, "claims": {}}
+    for name, part in claims.items():
+        figures["claims"][name] = {
+            "seeds": next(iter(part.seeds.values())),
+            "networks": rows[name],
+            "contrasts": [{**c._asdict(), "stands": c.stands} for c in contrasts[name]],
+        }
     (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     images.mkdir(parents=True, exist_ok=True)
     draw_curves(results, images / "replication-curves.png")
-    draw_trade_off(results, rows, images / "replication-macs.png")
-    if "D" in names:
-        draw_kernels(results, EXPERIMENTS["D"].arms, images / "replication-kernels.png")
+    draw_trade_off(results, {arm: row_of(results, arm) for arm in results.excess}, images / "replication-macs.png")
+    if "D" in claims:
+        draw_kernels(claims["D"], EXPERIMENTS["D"].arms, images / "replication-kernels.png")
     place = images.relative_to(page.parent) if images.is_relative_to(page.parent) else images
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text_of(results, names, rows, contrasts, place.as_posix()), encoding="utf-8")
+    page.write_text(text_of(results, claims, rows, contrasts, place.as_posix()), encoding="utf-8")
 
 
 def text_of(
     results: Results,
-    names: Sequence[str],
-    rows: dict[str, dict[str, Any]],
-    contrasts: dict[tuple[str, str], Contrast],
+    claims: dict[str, Results],
+    rows: dict[str, dict[str, dict[str, Any]]],
+    contrasts: dict[str, list[Contrast]],
     images: str,
 ) -> str:
     """Return the page."""
-    plan, seeds = results.plan, results.seeds
+    plan = results.plan
     width, (train, held_out) = plan["mark"]["width"], plan["clips"]
     changed = plan["mark"]["changes"]
     floor = clip_excess(np.broadcast_to(results.prior, results.teacher.shape), results.teacher).mean()
     sections, decided, failed = [], [], []
-    for name in names:
-        experiment = EXPERIMENTS[name]
+    for name, part in claims.items():
+        experiment, seeds = EXPERIMENTS[name], part.seeds[EXPERIMENTS[name].arms[0]]
         sections += [f"## Claim {name}: {experiment.claim}", ""]
-        sections += [*_table(results, experiment.arms, rows, name), ""]
+        if len(seeds) < PLANNED_SEEDS:
+            sections += [f"These are results of {len(seeds)} of the {PLANNED_SEEDS} planned seeds.", ""]
+        sections += [*_table(part, experiment.arms, rows[name], name), ""]
         if name == "A":
-            more = 100 * (rows["mn_equal"]["macs"] / rows["dymn"]["macs"] - 1)
+            more = 100 * (rows[name]["mn_equal"]["macs"] / rows[name]["dymn"]["macs"] - 1)
             note = EQUAL_COST.format(name=results.title("mn_equal"), dymn=results.title("dymn"), more=more)
             sections += [*_paragraph(note), ""]
         deciding = "first interval" if experiment.measure == "excess" else "interval of mAP"
-        sections += [*_paragraph(DIFFERENCES.format(deciding=deciding)), ""]
+        differences = DIFFERENCES if name == next(iter(claims)) else ""
+        rule = EQUAL if experiment.equal else VERDICT.format(deciding=deciding)
+        sections += [*_paragraph(f"{differences} {rule}"), ""]
         sections += ["| | excess | over packages | ratio | mAP | seeds ahead | verdict |"]
         sections += ["| --- | --- | --- | --- | --- | --- | --- |"]
-        for number, pair in enumerate(experiment.contrasts):
-            c = contrasts[pair]
+        for number, c in enumerate(contrasts[name]):
             title = f"{results.title(c.first)} − {results.title(c.second)}"
             wide = _interval(c.by_package, MILLI) if c.by_package else ""
             cells = [title, _interval(c.excess, MILLI), wide, _ratio(c.ratio), _interval(c.precision)]
             sections.append(f"| {' | '.join(cells)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |")
             if number < experiment.deciding:
-                decided.append(f"- Claim {name}, {experiment.claim}: {_conclusion(c, results)}")
+                decided.append(f"- Claim {name}, {experiment.claim}: {_conclusion(c, part)}")
             if not c.stands:
                 failed.append(f"- {title}: {_verdict(c)}.")
         sections.append("")
         if name == "D":
-            sections += _mechanism(results, experiment.arms, images)
+            sections += _mechanism(part, experiment.arms, images)
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *decided, ""]
-    if len(seeds) < PLANNED_SEEDS:
-        lines += [f"These are results of {len(seeds)} of the {PLANNED_SEEDS} planned seeds.", ""]
     if results.unfinished:
         lines += [
             f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: "
             f"{', '.join(results.unfinished)}.",
             "",
         ]
+    known = sorted(set().union(*results.seeds.values()))
     lines += ["## Conditions", ""]
     lines += _paragraph(
         f"Width {width}; {train:,} training clips and {held_out} held-out clips; crops of 2 s; `mn04_as` as the "
         f"teacher; {plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds "
-        f"{', '.join(map(str, seeds))}. {plan['device']}, PyTorch {plan['torch']}; all networks of a seed receive the "
+        f"{', '.join(map(str, known))}. {plan['device']}, PyTorch {plan['torch']}; all networks of a seed receive the "
         f"same batches and were trained together in {max(results.seconds) / 3600:.1f} hours or less."
     )
     lines.append("")
@@ -351,8 +393,8 @@ def text_of(
         lines += [f"Changed from the plan: {', '.join(f'`{change}`' for change in changed)}.", ""]
     lines += [*_paragraph(MEASURES.format(derailed=MILLI * DERAILED, floor=MILLI * floor)), ""]
     runaway = any(MILLI * point["excess"] > CEILING for seeds in results.curves.values() for c in seeds for point in c)
-    command = f"run {' '.join(names)} --corpus CORPUS --teacher mn04_as --out results --width {width}"
-    numbers = f"--seeds {' '.join(map(str, seeds))} --presentations {plan['presentations']}"
+    command = f"run {' '.join(claims)} --corpus CORPUS --teacher mn04_as --out results --width {width}"
+    numbers = f"--seeds {' '.join(map(str, known))} --presentations {plan['presentations']}"
     curves = "Excess and mAP on the held-out clips against the number of training crops, a line for each network"
     lines += [
         *sections,
@@ -507,13 +549,14 @@ def _mechanism(results: Results, arms: Sequence[str], images: str) -> list[str]:
 
 
 def _seeds(values: Sequence[float], scale: float, digits: int, unit: str = "") -> str:
-    each = ", ".join(f"{scale * value:.{digits}f}" for value in values)
-    return f"{scale * float(np.mean(values)):.{digits}f}{unit} ({each})"
+    each = ", ".join(f"{scale * value:,.{digits}f}" for value in values)
+    mean = f"{scale * float(np.mean(values)):,.{digits}f}{unit}"
+    return f"{mean} ({each})" if len(values) > 1 else mean
 
 
 def _interval(interval: Interval, scale: float = 1.0) -> str:
     estimate, low, high = (scale * value for value in interval)
-    return f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    return f"{estimate:+,.3f} [{low:+,.3f}, {high:+,.3f}]".replace("-", "−")
 
 
 def _ratio(interval: Interval) -> str:
@@ -524,11 +567,17 @@ def _ratio(interval: Interval) -> str:
 def _verdict(c: Contrast) -> str:
     if c.stands:
         return "as in the paper"
+    if c.equal:
+        return "a difference, unlike in the paper"
     return "opposite to the paper" if c.decisive.excludes_zero else "no decision"
 
 
 def _conclusion(c: Contrast, results: Results) -> str:
     first, second = results.title(c.first), results.title(c.second)
+    if c.equal:
+        unused = [100 * float(np.mean([curve[-1]["unused"] for curve in results.kernels[arm]])) for arm in c[:2]]
+        score = "no difference of the excess" if c.stands else "a difference of the excess, unlike in the paper"
+        return f"{unused[0]:.1f} % of the kernels of {first} are unused, {unused[1]:.1f} % of {second}; {score}."
     if c.stands:
         return f"**{first} is better than {second}.** The interval excludes zero."
     if c.decisive.excludes_zero:

@@ -302,14 +302,32 @@ def test_report_decides_what_the_data_say(tmp_path):
     for name in ("replication-curves.png", "replication-macs.png", "replication-kernels.png"):
         assert (page.parent / "images" / name).stat().st_size > 5000 and f"(images/{name})" in text
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert len(figures["networks"]["dymn"]["excess"]) == 3
+    assert len(figures["claims"]["A"]["networks"]["dymn"]["excess"]) == 3
+
+
+def test_report_takes_for_each_claim_the_seeds_that_all_its_networks_have(tmp_path):
+    from replicate_report import read, write_report
+
+    synthetic(tmp_path, {"dymn": 1.0, "no_ca": 1.2})
+    for path in [*tmp_path.glob("no_ca-seed[12].npz"), *tmp_path.glob("*_hard-seed*.npz")]:
+        path.unlink()
+    results = read(tmp_path)
+    part = results.of(("dymn", "no_ca"))
+    assert part.seeds == {"dymn": [0], "no_ca": [0]} and part.excess["dymn"].shape == (1, 80)
+    assert (part.excess["dymn"][0] == results.excess["dymn"][0]).all()
+    write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200)
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert text.count("These are results of 1 of the 3 planned seeds.") == 1
+    assert "## Claim C" not in text and "replicate.py run A B D --corpus" in text
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["claims"]
+    assert {name: figures[name]["seeds"] for name in figures} == {"A": [0, 1, 2], "B": [0], "D": [0, 1, 2]}
 
 
 def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     from replicate_report import read, write_report
 
     synthetic(tmp_path, {"unfinished": 1.0})
-    assert read(tmp_path).seeds == [0, 1]
+    assert read(tmp_path).seeds["dymn"] == [0, 1]
     write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200)
     assert "Unfinished and left out: dymn-seed2 (50 %)" in (tmp_path / "page.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="unequally far"):

@@ -188,7 +188,7 @@ Labels = Annotated[
     typer.Option(
         metavar="PATTERN",
         autocompletion=complete_labels,
-        help='Report only these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by commas.',
+        help='Use only these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by commas.',
         rich_help_panel=WHAT,
     ),
 ]
@@ -197,7 +197,7 @@ Exclude = Annotated[
     typer.Option(
         metavar="PATTERN",
         autocompletion=complete_labels,
-        help="Do not report these labels; patterns as for --labels.",
+        help="Leave out these labels; patterns as for --labels.",
         rich_help_panel=WHAT,
     ),
 ]

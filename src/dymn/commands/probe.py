@@ -87,8 +87,8 @@ def probe(
     class, otherwise one per label. It is tested on each fold of the dataset, or on its test set. The regularisation is
     chosen by cross-validation on the training clips, never on the test clips.
 
-    Clips that cannot be read are listed and left out, and the exit code is 1. If they are more than 5 %, the command
-    fails.
+    Clips that cannot be read are listed and left out, and the exit code is 1. If more than 5 % cannot be read, the
+    command fails.
 
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """

@@ -721,7 +721,11 @@ def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):
     tagged = run("tag", AUDIO / "dog.ogg", "-m", path, "--threshold", "auto", "--labels", "Dog,Rain", "-f", "json")
     assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["Dog"]
     refused = run("calibrate", "dymn04_open", "--data", clips, "-o", path)
-    assert refused.exit_code == 2 and "has the label 'dog'" in refused.stderr
+    assert (
+        refused.exit_code == 2
+        and "has the label 'dog'" in refused.stderr
+        and "similar labels of the model are Dog" in refused.stderr
+    )
 
 
 def page_data(path):

@@ -137,7 +137,7 @@ def parse_query(query: str, start: float | None, end: float | None) -> tuple[str
 
 def _seconds(time: str) -> float:
     """Return 75.5 for "75.5" or "1:15.5", as other commands print times."""
-    return sum(float(part) * 60**i for i, part in enumerate(reversed(time.split(":"))))
+    return sum(float(part) * 60.0**i for i, part in enumerate(reversed(time.split(":"))))
 
 
 def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None, quiet: bool) -> Tagger:

@@ -365,6 +365,22 @@ def test_a_hop_beyond_the_window_is_noted(command):
     assert b"1 s between windows are not analysed" in done.stderr and not usual.stderr
 
 
+@pytest.mark.parametrize("command", ["tag", "search", "explain", "review"])
+def test_notes_advise_only_options_that_the_command_has(command, tmp_path):
+    soundfile.write(tmp_path / "quiet.wav", 0.001 * np.random.default_rng(0).uniform(-1, 1, 16_000), 16_000)
+    index, page = tmp_path / "index", tmp_path / "page.html"
+    words = {
+        "tag": ["tag", tmp_path / "quiet.wav", "--model", "dymn04_open"],
+        "search": ["search", tmp_path / "quiet.wav", "--index", index],
+        "explain": ["explain", tmp_path / "quiet.wav", "--model", "dymn04_open", "--output", page],
+        "review": ["review", "dymn04_open", tmp_path / "quiet.wav", "--output", page],
+    }[command]
+    if command == "search":
+        assert dymn_command("index", EXAMPLES / "dog.ogg", "--model", "dymn04_open", "--output", index).returncode == 0
+    notes = dymn_command(*words).stderr
+    assert b"it is quiet: its largest sample" in notes and (b"--gain auto" in notes) == (command == "tag"), notes
+
+
 def test_an_empty_pipe_is_an_error():
     for more in ([], ["--max-lag", "1"]):
         done = dymn_command("listen", "-", "--rate", "16000", "--model", "dymn04_open", *more, input=b"")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from dymn import Tagger
 from dymn.cli import app
+from dymn.commands.fit import _advise
 from dymn.config import ModelCard
 from dymn.data import Catalog, open_dataset
 from dymn.errors import ConfigError, DataError, WeightsError
@@ -450,6 +452,13 @@ def test_calibrating_needs_no_scikit_learn(mine, clips, tmp_path):
     words = ["calibrate", mine, "--data", clips, "--output", tmp_path / "c.safetensors", "--quiet"]
     done = subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("recorded", "shipped", "is_short"), [(0.2, 0.2, True), (0.2, 0.3, False), (0.3, 0.0, False)])
+def test_backgrounds_that_are_short_each_are_noted(recorded, shipped, is_short, capsys):
+    found = SimpleNamespace(background_hours=recorded, counted_hours=recorded + shipped, classes=[])
+    _advise(found, quiet=False)
+    assert ("The recorded background is 12.0 minutes long" in capsys.readouterr().err) == is_short
 
 
 def test_quiet_ends_with_the_command(clips, tmp_path):

@@ -231,6 +231,11 @@ def test_the_service_has_labels_and_channels(tagger, tmp_path):
             name for tag in tagger.tag(samples, RATE, top_k=0, threshold="auto") for name in at_level(tag.label, 1)
         }
         assert {tag["label"] for tag in found["tags"]} == passing and found["parameters"]["threshold"] == "auto"
+        how = {"embedding": True, "layers": "last,mels", "threshold": "auto"}
+        found = client.post("/v1/tag", params=how, content=body).json()
+        assert {tag["label"] for tag in found["tags"]} <= passing and found["embedding"]["layers"] == ["last", "mels"]
+        opened = client.app._app.state.service._with_layers
+        assert [backend.threshold for backend, _ in opened] == ["auto"]  # opened once, for the check and the answer
         how = {"channel": "2", "gain": "-3", "band": "20-", "specific": True, "threshold": 0.001}
         answer = client.post("/v1/tag", params={"model": "own", **how}, content=body).json()
         tags = tagger.tag(samples[:, 1], RATE, **{**how, "channel": 1})

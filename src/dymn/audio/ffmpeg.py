@@ -100,7 +100,7 @@ def open_ffmpeg(
         raise UnknownFormatError("the codec of its audio track is unknown")
     check_format(report.name, rate, channels)
     if note:
-        report.note(note)
+        report.note(note, "--track selects another one.")
     reader = _Reader(container, track, _decoder(context), report, handle, skip_samples, counted)
     return Decoder(rate, channels, None, f"{container.format.name} {context.name}", reader.blocks(), reader.promised)
 
@@ -127,7 +127,7 @@ def _chosen(tracks: Any, report: Report) -> tuple[Any, str]:
     about = ", ".join(filter(None, (track.language, getattr(track.codec_context, "name", ""))))
     which = "the default one" if default else "the first"
     number = list(tracks).index(track) + 1
-    return track, f"it has {len(tracks)} audio tracks; number {number} ({about}), {which}, is read. See --track."
+    return track, f"it has {len(tracks)} audio tracks; number {number} ({about}), {which}, is read."
 
 
 def _decoder(context: Any) -> Any:

@@ -116,9 +116,9 @@ class Report:
             has = "one audio track" if self.tracks == 1 else f"{self.tracks} audio tracks"
             raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Select another one with --track.")
 
-    def note(self, line: str) -> None:
-        """Keep a note."""
-        self.notes.add(line)
+    def note(self, line: str, advice: str = "") -> None:
+        """Keep a note, and an option of the command line that helps."""
+        self.notes.add(line, advice)
 
     def damage(self, after: float | None, of: float | None, why: str, cause: BaseException | None = None) -> None:
         """Report a missing part: after so many seconds, of so many that there should be.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,11 +48,17 @@ class Command(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; whether warnings are shown is then as before."""
+        """Run the command; whether warnings are shown is then as before.
+
+        Notes on recordings advise --gain, --band and --channel only if the command has them.
+        """
+        from dymn.audio.notes import without_advice
+
         logger = logging.getLogger("dymn")
         level = logger.level
         try:
-            return super().invoke(ctx)
+            with nullcontext() if "gain" in ctx.params else without_advice():
+                return super().invoke(ctx)
         finally:
             logger.setLevel(level)
 

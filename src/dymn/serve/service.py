@@ -258,7 +258,7 @@ class Service:
                 raise Refusal(400, "setting", f"The patterns in {name} have {letters} characters; {allowed}.")
         Selection(self.backend(question.model, question.settings.threshold).card, question.settings)
         if question.layers:
-            self._layered(question.model, parse_layers(question.layers))
+            self._layered(question.model, parse_layers(question.layers), question.settings.threshold)
         for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):
             if value > self.settings.max_window:
                 raise Refusal(

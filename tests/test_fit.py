@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from dymn import Tagger
 from dymn.cli import app
+from dymn.commands.fit import _advise
 from dymn.config import ModelCard
 from dymn.data import Catalog, open_dataset
 from dymn.errors import ConfigError, DataError, WeightsError
@@ -452,6 +454,13 @@ def test_calibrating_needs_no_scikit_learn(mine, clips, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("recorded", "shipped", "is_short"), [(0.2, 0.2, True), (0.2, 0.3, False), (0.3, 0.0, False)])
+def test_backgrounds_that_are_short_each_are_noted(recorded, shipped, is_short, capsys):
+    found = SimpleNamespace(background_hours=recorded, counted_hours=recorded + shipped, classes=[])
+    _advise(found, quiet=False)
+    assert ("The recorded background is 12.0 minutes long" in capsys.readouterr().err) == is_short
+
+
 def test_quiet_ends_with_the_command(clips, tmp_path):
     logger = logging.getLogger("dymn")
     before = logger.level
@@ -721,7 +730,11 @@ def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):
     tagged = run("tag", AUDIO / "dog.ogg", "-m", path, "--threshold", "auto", "--labels", "Dog,Rain", "-f", "json")
     assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["Dog"]
     refused = run("calibrate", "dymn04_open", "--data", clips, "-o", path)
-    assert refused.exit_code == 2 and "has the label 'dog'" in refused.stderr
+    assert (
+        refused.exit_code == 2
+        and "has the label 'dog'" in refused.stderr
+        and "similar labels of the model are Dog" in refused.stderr
+    )
 
 
 def page_data(path):

@@ -74,6 +74,7 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
         ("embed", "v.npy", "csv", "v.npy is written as csv, as --format requests, although its extension means npy"),
         ("tag", "x.csv", "json", "x.csv is written as json, as --format requests, although its extension means csv"),
         ("tag", "x.csv", "csv", ""),
+        ("tag", "x.json", "label-studio", ""),
         ("tag", "x.txt", "audacity", ""),
         ("tag", "x", "json", ""),
     ],

@@ -368,6 +368,7 @@ def test_queries(tmp_path):
     odd.touch()
     assert parse_query("a.wav", None, None) == ("a.wav", 0.0, None)
     assert parse_query("a:b.wav:12.5-15", None, None) == ("a:b.wav", 12.5, 15.0)
+    assert parse_query("a:2.wav:1:07.25-1:00:10", None, None) == ("a:2.wav", 67.25, 3610.0)
     assert parse_query("a.wav", 3.0, None) == ("a.wav", 3.0, None)
     assert parse_query(str(odd), None, None) == (str(odd), 0.0, None)
     for query, start, end in (("a.wav:2-2", None, None), ("a.wav:1-2", 1.0, None), ("a.wav", 3.0, 1.0)):

@@ -413,7 +413,15 @@ class Frames:
 
 
 def muxed(
-    kind: str, codec: str, samples: np.ndarray, rate: int = 48_000, *, video: bool = False, tracks: int = 1, **options
+    kind: str,
+    codec: str,
+    samples: np.ndarray,
+    rate: int = 48_000,
+    *,
+    video: bool = False,
+    pictures: float = 0,
+    tracks: int = 1,
+    **options,
 ) -> bytes:
     target = io.BytesIO()
     target.name = f"x.{kind}"
@@ -430,7 +438,7 @@ def muxed(
             for track in sounds:
                 track.disposition = av.stream.Disposition.default if track is sounds[-1] else 0
         if video:
-            for i in range(round((len(samples) / rate + options.get("begin", 0)) * 10)):
+            for i in range(round((pictures or len(samples) / rate + options.get("begin", 0)) * 10)):
                 frame = av.VideoFrame(32, 32, "yuv420p")
                 frame.pts = i
                 container.mux(picture.encode(frame))
@@ -462,6 +470,17 @@ def test_video_keeps_its_place_in_time(kind, codec):
     assert np.abs(gap[int(2.2 * RATE) : int(3.8 * RATE)]).max() < 1e-3
     best = np.argmax(np.correlate(gap[int(4.5 * RATE) : int(5.7 * RATE)], plain[5 * RATE : int(5.2 * RATE)], "valid"))
     assert best / RATE + 4.5 == pytest.approx(5.0, abs=0.06)
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("mp4", "aac"), ("mkv", "libopus"), ("mkv", "aac")])
+def test_pictures_may_last_longer_than_the_sound(kind, codec):
+    data = muxed(kind, codec, sound(3.0, 48_000), 48_000, video=True, pictures=20.0)
+    samples, notes = heard(data)
+    assert len(samples) / RATE == pytest.approx(3.0, abs=0.1) and not notes.lines
+    if kind == "mkv":
+        with pytest.raises(AudioError, match=r" of 3\.0\d s: its end is missing"):
+            heard(data[: len(data) // 3])
+        np.testing.assert_array_equal(heard(data.replace(b"DURATION", b"NO_VALUE"))[0], samples)
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("mkv", "libopus"), ("mp4", "aac"), ("mov", "aac")])

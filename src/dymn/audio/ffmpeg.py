@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -145,6 +146,16 @@ def _decoder(context: Any) -> Any:
     return own
 
 
+def _tagged_end(track: Any) -> float | None:
+    """Return when a track of Matroska ends by the tag that FFmpeg writes; a tag of mkvmerge leaves out a late start."""
+    words = track.metadata
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d\.?\d*)", words.get("DURATION", ""))
+    if match is None or any(key.startswith("_STATISTICS") for key in words):
+        return None
+    hours, minutes, seconds = match.groups()
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
 class _Reader:
     """Packets to blocks of samples."""
 
@@ -181,6 +192,8 @@ class _Reader:
         track, length = self._track, self._container.duration
         if "avi" in self._names and track.frames and track.time_base:
             return float(track.frames * track.time_base)
+        if "matroska" in self._names and len(self._container.streams) > 1:
+            return _tagged_end(track)  # the duration of its tracks is that of the whole file
         if self._absolute and track.duration is not None:
             return float((track.duration + (track.start_time or 0)) * track.time_base)
         states_end = "flv" in self._names or (self._absolute and len(self._container.streams) == 1)

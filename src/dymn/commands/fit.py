@@ -248,9 +248,9 @@ def _advise(found: FitResult, quiet: bool) -> None:
     from dymn.data.catalog import NEGATIVES
     from dymn.fitting.thresholds import ENOUGH_HOURS
 
-    if found.counted_hours < ENOUGH_HOURS:
+    if max(found.background_hours, found.counted_hours - found.background_hours) < ENOUGH_HOURS:  # each by itself
         note(
-            f"The recorded background is {60 * found.counted_hours:.1f} minutes long, too short to count false "
+            f"The recorded background is {60 * found.background_hours:.1f} minutes long, too short to count false "
             "alarms: --threshold precise is the median score of each class, and detects half of its windows. Give "
             f"--background with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, preferably an hour.",
             quiet,

@@ -177,7 +177,7 @@ def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet
     """Write a note where --format, which decides, and the extension of --output differ; `.txt` may be any text."""
     ending = "" if output is None else output.suffix.lower()
     meant = layout.suffixes.get(ending)
-    if ending not in ("", ".txt") and meant not in (None, name):
+    if ending not in ("", ".txt") and meant not in (None, name, "json" if name == "label-studio" else None):
         note(f"{output} is written as {name}, as --format requests, although its extension means {meant}.", quiet)
 
 

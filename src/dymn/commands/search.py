@@ -40,7 +40,8 @@ ENDINGS: dict[str, SearchFormat] = {
     ".html": "page",
     ".htm": "page",
 }
-RANGE = re.compile(r"(?P<path>.+):(?P<start>\d+(?:\.\d+)?)-(?P<end>\d+(?:\.\d+)?)", re.DOTALL)
+_TIME = r"(?:\d+:){0,2}\d+(?:\.\d+)?"
+RANGE = re.compile(rf"(?P<path>.+?):(?P<start>{_TIME})-(?P<end>{_TIME})", re.DOTALL)
 
 SLACK_SECONDS = 0.05
 """A recording that ends so much before the end of a query, or less, is not noted."""
@@ -53,7 +54,9 @@ IndexFolder = Annotated[
 def search(
     query: Annotated[
         str,
-        typer.Argument(metavar="SOUND", help="A recording, or a part of one in seconds, such as street.wav:12-15."),
+        typer.Argument(
+            metavar="SOUND", help="A recording, or a part of one, such as street.wav:12-15 or street.wav:1:05-1:10."
+        ),
     ],
     index: IndexFolder,
     top_k: Annotated[int, number_option("Number of results.", WHAT, "--top-k", "-k")] = 20,
@@ -126,10 +129,15 @@ def parse_query(query: str, start: float | None, end: float | None) -> tuple[str
     if match is not None:
         if start is not None or end is not None:
             raise ConfigError(f"{query} contains a range. Leave out --start and --end.")
-        query, start, end = match["path"], float(match["start"]), float(match["end"])
+        query, start, end = match["path"], _seconds(match["start"]), _seconds(match["end"])
     if end is not None and end <= (start or 0.0):
         raise ConfigError(f"The part from {start or 0.0:g} to {end:g} s is empty. Its end must be after its start.")
     return query, start or 0.0, end
+
+
+def _seconds(time: str) -> float:
+    """Return 75.5 for "75.5" or "1:15.5", as other commands print times."""
+    return sum(float(part) * 60.0**i for i, part in enumerate(reversed(time.split(":"))))
 
 
 def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None, quiet: bool) -> Tagger:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -114,9 +115,13 @@ def calibrate(
     )
     missing = [label for label in labelled.labels if label not in labels]
     if missing:
+        lower = {label.lower().replace("_", " "): label for label in labels}
+        close = difflib.get_close_matches(missing[0].lower().replace("_", " "), lower, n=3)
+        like = f"similar labels of the model are {'; '.join(lower[name] for name in close)}"
         raise ConfigError(
-            f"The dataset has the label {missing[0]!r}, which the model does not have. Rename it; the model's labels "
-            f"are {'; '.join(labels[:3])} and so on."
+            f"The dataset has the label {missing[0]!r}, which the model does not have. Rename it; "
+            + (like if close else f"the model's labels are {'; '.join(labels[:3])} and so on")
+            + "."
         )
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
     examples, bad = embed_labelled(

@@ -43,6 +43,7 @@ OTHERS = {
     "dymn04_open_reliability": "python benchmarks/distilled.py CORPORA --model FILE --calibrate FILE --plot FILE",
     "probe_esc10": "dymn probe ESC10 --model mn04_as --plot FILE, which does not depend on these weights",
     "replication-curves": "python benchmarks/replicate.py report RESULTS, which trains networks of its own",
+    "replication-kernels": "python benchmarks/replicate.py report RESULTS, which trains networks of its own",
     "replication-macs": "python benchmarks/replicate.py report RESULTS, which trains networks of its own",
     "trade-off": "dymn profile --plot FILE, which needs no weights",
     "where": "python benchmarks/where.py --plot FILE, which needs no weights",

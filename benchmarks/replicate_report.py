@@ -323,7 +323,8 @@ def write_report(
     (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     images.mkdir(parents=True, exist_ok=True)
     draw_curves(results, images / "replication-curves.png")
-    draw_trade_off(results, {arm: row_of(results, arm) for arm in results.excess}, images / "replication-macs.png")
+    shown = "A" if "A" in claims else next(iter(claims))
+    draw_trade_off(claims[shown], rows[shown], images / "replication-macs.png")
     if "D" in claims:
         draw_kernels(claims["D"], EXPERIMENTS["D"].arms, images / "replication-kernels.png")
     place = images.relative_to(page.parent) if images.is_relative_to(page.parent) else images
@@ -434,17 +435,17 @@ def draw_curves(results: Results, path: Path) -> None:
             axes.plot(at, values.mean(axis=0), **style)
             axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=COLOURS[arm], alpha=0.12, linewidth=0)
     left.set_yscale("log")
-    bottom, top = left.get_ylim()
-    left.set_ylim(bottom, min(top, CEILING))
+    lowest = min(MILLI * point["excess"] for seeds in results.curves.values() for curve in seeds for point in curve)
+    left.set_ylim(0.9 * lowest, min(left.get_ylim()[1], CEILING))
     left.yaxis.set_major_locator(FixedLocator(TICKS))
     left.yaxis.set_minor_locator(NullLocator())
     left.yaxis.set_major_formatter("{x:g}")
     left.set_ylabel("Excess cross-entropy (thousandths)")
     right.set_ylabel("mAP against the teacher's decisions")
     for axes in (left, right):
-        axes.set_xlabel("Training crops")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    right.legend(loc="lower right", frameon=False, fontsize=9)
+        axes.set_xlabel("Training crops (thousands)")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
 
 
@@ -459,9 +460,10 @@ def draw_kernels(results: Results, arms: Sequence[str], path: Path) -> None:
             axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=COLOURS[arm], alpha=0.12, linewidth=0)
     left.set_ylabel("Entropy of the kernels' weights (log K)")
     right.set_ylabel("Unused kernels (%)")
+    right.set_ylim(-0.5, max(10.0, right.get_ylim()[1]))
     for axes in (left, right):
-        axes.set_xlabel("Training crops")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("Training crops (thousands)")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}")
     right.legend(loc="best", frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
 

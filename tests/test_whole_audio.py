@@ -472,11 +472,15 @@ def test_video_keeps_its_place_in_time(kind, codec):
     assert best / RATE + 4.5 == pytest.approx(5.0, abs=0.06)
 
 
-@pytest.mark.parametrize(("kind", "codec"), [("mp4", "aac"), ("mkv", "libopus"), ("mkv", "aac")])
+@pytest.mark.parametrize(("kind", "codec"), [("mp4", "aac"), ("mkv", "libopus"), ("mkv", "aac"), ("flv", "aac")])
 def test_pictures_may_last_longer_than_the_sound(kind, codec):
-    data = muxed(kind, codec, sound(3.0, 48_000), 48_000, video=True, pictures=20.0)
+    rate = 44_100 if kind == "flv" else 48_000
+    data = muxed(kind, codec, sound(3.0, rate), rate, video=True, pictures=8.0 if kind == "flv" else 20.0)
     samples, notes = heard(data)
     assert len(samples) / RATE == pytest.approx(3.0, abs=0.1) and not notes.lines
+    if kind == "flv":
+        with pytest.raises(AudioError, match="its end is missing"):
+            heard(data[: len(data) // 3])
     if kind == "mkv":
         with pytest.raises(AudioError, match=r" of 3\.0\d s: its end is missing"):
             heard(data[: len(data) // 3])

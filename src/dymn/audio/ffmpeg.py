@@ -182,6 +182,7 @@ class _Reader:
         self._lost = 0.0  # seconds that cannot be decoded
         self._last_lost = False
         self._gaps = 0.0
+        self._pictures_end = 0.0  # the latest timestamp of a picture, in FLV
         self.promised = self._promised()
 
     def _start(self) -> float:
@@ -236,7 +237,10 @@ class _Reader:
         if held:
             yield self._block(fifo, shape)
         slack = _LOOSE_SECONDS if "flv" in self._names else SLACK_SECONDS
-        self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero, slack)
+        stated = None if self.promised is None else self.promised - self._zero
+        if self.promised is not None and self._pictures_end > self.promised - slack:
+            stated = None  # the file is complete, and its sound ends before its pictures
+        self._report.check_length(self._done, stated, slack)
         if self.promised is not None and self._zero + self._done > self.promised + 1:
             counted, there = duration(self.promised - self._zero), duration(self._done)
             self._report.note(f"its header states {counted}, but its packets extend to {there}; all are read.")
@@ -257,7 +261,7 @@ class _Reader:
 
     def _frames(self) -> Iterator[Any]:
         """Yield decoded frames; a packet that cannot be decoded is reported once more than a moment is lost."""
-        packets = self._container.demux(self._track)
+        packets = self._packets()
         tries = 0
         while True:
             try:
@@ -266,7 +270,7 @@ class _Reader:
                 tries += 1
                 if tries > _MOST_TRIES:
                     return
-                packets = self._container.demux(self._track)
+                packets = self._packets()
                 continue
             except Exception as error:
                 self._check_handle()
@@ -286,6 +290,17 @@ class _Reader:
             for frame in frames:
                 self._last_lost = False
                 yield frame
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield the track's packets. The header of FLV states when the pictures end, so those are looked at as well."""
+        if "flv" not in self._names:
+            yield from self._container.demux(self._track)
+            return
+        for packet in self._container.demux():
+            if packet.stream.index == self._track.index:
+                yield packet
+            elif packet.pts is not None:
+                self._pictures_end = max(self._pictures_end, float(packet.pts * packet.time_base))
 
     def _check_handle(self) -> None:
         if self._handle is not None:

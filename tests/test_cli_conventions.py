@@ -381,6 +381,17 @@ def test_notes_advise_only_options_that_the_command_has(command, tmp_path):
     assert b"it is quiet: its largest sample" in notes and (b"--gain auto" in notes) == (command == "tag"), notes
 
 
+@pytest.mark.parametrize("command", ["tag", "explain"])
+def test_errors_propose_only_options_that_the_command_has(command, tmp_path):
+    soundfile.write(tmp_path / "cut.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 64_000), 16_000)
+    data = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
+    more = ["--output", tmp_path / "x.html"] if command == "explain" else []
+    done = dymn_command(command, tmp_path / "cut.wav", "--model", "dymn04_open", *more)
+    assert done.returncode == 1 and b"Get a complete copy" in done.stderr and b"ffmpeg -i IN" in done.stderr
+    assert (b"--partial" in done.stderr) == (command == "tag"), done.stderr
+
+
 def test_an_empty_pipe_is_an_error():
     for more in ([], ["--max-lag", "1"]):
         done = dymn_command("listen", "-", "--rate", "16000", "--model", "dymn04_open", *more, input=b"")

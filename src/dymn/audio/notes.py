@@ -18,8 +18,8 @@ _MOST_TAIL = 8192
 _logged: set[tuple[str, str]] = set()
 _shared: dict[str, list[str]] | None = None
 """Within `shared_at_end`, the recordings of each note that many may have."""
-_advises = True
-"""Whether the command has the options that notes advise."""
+_lacking: frozenset[str] = frozenset()
+"""Options for reading that the command does not have."""
 _lock = threading.Lock()
 
 NO_CLOCK = "its start time is unknown: no GUANO metadata, AudioMoth comment or bext chunk, and no time in its name."
@@ -52,7 +52,9 @@ class Notes:
 
     def log(self, name: str, *, advice: bool = True) -> None:
         """Log the notes as warnings: each once in a process, however often the recording is read."""
-        for line in self.lines if advice and _advises else [self._plain.get(line, line) for line in self.lines]:
+        for line in (
+            self.lines if advice and "gain" not in _lacking else [self._plain.get(line, line) for line in self.lines]
+        ):
             with _lock:
                 names = None if _shared is None or line not in SHARED else _shared.setdefault(line, [])
                 if names is not None:
@@ -66,14 +68,14 @@ class Notes:
 
 
 @contextlib.contextmanager
-def without_advice() -> Iterator[None]:
-    """Log notes without the options that help, for commands that do not have them."""
-    global _advises
-    before, _advises = _advises, False
+def without_advice(*options: str) -> Iterator[None]:
+    """Do not propose options that a command lacks: "gain", with the other settings for reading, and "partial"."""
+    global _lacking
+    before, _lacking = _lacking, frozenset(options)
     try:
         yield
     finally:
-        _advises = before
+        _lacking = before
 
 
 @contextlib.contextmanager
@@ -128,9 +130,10 @@ class Report:
         """
         where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
         if not self.partial:
+            option = "" if "partial" in _lacking else ", read the intact parts with --partial,"
             raise AudioError(
-                f"{self.name} is truncated or damaged{where}: {why}. Get a complete copy, read the intact parts with "
-                "--partial, or convert it with: ffmpeg -i IN OUT.wav"
+                f"{self.name} is truncated or damaged{where}: {why}. Get a complete copy{option} or convert it with: "
+                "ffmpeg -i IN OUT.wav"
             ) from cause
         self.notes.partial = True
         self.note(f"partial: truncated or damaged{where}: {why}.")

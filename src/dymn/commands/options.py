@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,14 +50,14 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whether warnings are shown is then as before.
 
-        Notes on recordings advise --gain, --band and --channel only if the command has them.
+        Notes and errors about recordings propose --gain, --band, --channel and --partial only if the command has them.
         """
         from dymn.audio.notes import without_advice
 
         logger = logging.getLogger("dymn")
         level = logger.level
         try:
-            with nullcontext() if "gain" in ctx.params else without_advice():
+            with without_advice(*(name for name in ("gain", "partial") if name not in ctx.params)):
                 return super().invoke(ctx)
         finally:
             logger.setLevel(level)

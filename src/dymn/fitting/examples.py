@@ -88,7 +88,7 @@ class LabelledWindows:
         return {self.groups[i] for i in np.flatnonzero(self.targets[:, column])}
 
 
-@without_advice()  # fitting has no settings for reading
+@without_advice("gain", "partial")  # fitting has no settings for reading
 def embed_labelled(
     embedder: Embedder,
     labelled: Labelled,

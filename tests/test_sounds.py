@@ -352,7 +352,7 @@ def test_events_of_a_pipe_with_actions(model, tmp_path):
     (clip,) = (tmp_path / "clips").iterdir()
     assert saved["path"] == str(clip) and soundfile.info(clip).frames == 80_000
     lines = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines] == ["start", "end", "saved"] and lines[1].endswith("Dog  (5.0 s)")
+    assert [line.split()[1] for line in lines] == ["start", "end", "saved"] and lines[1].endswith("Dog  (5.00 s)")
     assert log.read_text() == "Dog\n"
     out.write_bytes(out.read_bytes()[:-20])  # as a kill would leave it
     again = run(*arguments, "--output", out, "--events", "--format", "jsonl", input=PCM)

@@ -16,8 +16,8 @@ EventMethod = Annotated[
     How | None,
     typer.Option(
         help="Score short overlapping windows (windows), the frames of the last feature map of long windows "
-        "(activation), which is faster and finds fewer events, or both (combined). frames is for frame-wise "
-        "networks (fmn...), which compute scores of frames themselves.",
+        "(activation), which is faster and locates events less accurately, or both (combined). frames is for "
+        "frame-wise networks (fmn...), which compute scores of frames themselves.",
         rich_help_panel=WHEN,
         show_default="frames for fmn..., windows for ONNX files, else combined",
     ),

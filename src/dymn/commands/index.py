@@ -25,7 +25,12 @@ def index(
             "recordings that the paths no longer include are removed.",
         ),
     ],
-    paths: options.Paths = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH", help="Recordings, folders (searched recursively) or patterns.", show_default=False
+        ),
+    ] = None,
     files_from: FilesFrom = None,
     model: options.Model = None,
     layer: options.Layers = None,

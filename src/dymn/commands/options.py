@@ -324,7 +324,7 @@ Partial = Annotated[
     typer.Option(
         "--partial",
         help="Read the intact parts of damaged recordings, before and after the damage, instead of rejecting them. "
-        "Results in JSON, CSV and Parquet are marked.",
+        "A note reports each of them; JSON, CSV and Parquet of `dymn tag` and `dymn events` mark them.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

@@ -3,7 +3,7 @@
  * A block is computed without ever writing its expanded feature map: eight channels at a time are expanded, row by row, into a ring
  * of as many rows as the depthwise kernel is high, and filtered from there; bias, (dynamic) activation and Coordinate Attention
  * follow while the values are in registers. Kernels are mixed from their K parts just before use. Batch norm is folded into the
- * weights, Squeeze-and-Excitation into the project kernel. Names follow dymn.blocks; dymn.fast.native packs the weights.
+ * weights, Squeeze-and-Excitation into the project kernel. Names follow runtime/fold.py; runtime/compiled.py packs the weights.
  *
  * Feature maps are [C][stride], a channel's places F * T in a row, with room behind them, so that vectors may run over the end.
  * The threads of a team run the same code and share out each loop; `meet` is the barrier between two loops.

@@ -341,17 +341,6 @@ def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
     assert noticed > 150
 
 
-def test_a_state_of_epochs_from_zero_is_read(tmp_path):
-    older = {"marks": {"train": torch.arange(3)}, "fingerprint": "x"}
-    torch.save(
-        {"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}], **older},
-        tmp_path / "state.pt",
-    )
-    loaded = load_state(tmp_path / "state.pt")
-    assert loaded.fingerprints["train"].tolist() == [0, 1, 2] and loaded.digest == "x"
-    assert loaded.best_epoch == 1 and [record["epoch"] for record in loaded.history] == [1, 2]
-
-
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_a_clip_that_changed_at_the_same_size_is_noticed_when_a_run_continues(tmp_path, part):
     for name, n in (("train", 8), ("val", 4)):

@@ -9,8 +9,8 @@ import pytest
 from dymn.data import open_source
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
-from dymn.training import TrainConfig, load_recipe
-from dymn.training.inputs import LATER, differences, run_digest, run_digests
+from dymn.training import TrainConfig, inputs, load_recipe
+from dymn.training.inputs import differences, run_digest
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -130,26 +130,24 @@ def test_names_what_differs_from_a_run(tmp_path):
     assert differences(tmp_path / "absent.json", config, {}) == []
 
 
-def test_runs_of_versions_with_fewer_settings_keep_their_fingerprint(tmp_path):
-    """The constants are those of the versions that had no settings of `LATER`."""
-    old = {
-        "esc50:mn10": "7f2f61442c2d360591c73e23bb65d29939fbb607c4270eef4a31ba2635aaf0b6",
-        None: "a769f4472e5859c9c13ff76dcbfb4cf992e8ee62205c1349492b0c65788c7c95",
-    }
-    for name, digest in old.items():
-        config = load_recipe(name) if name else TrainConfig()
-        assert run_digest(config, {}) == digest
-        assert run_digest(config.replace({"optim.freeze": 2}), {}) != digest
-    development = "abd2fbad5f7f46569c7e3cf94ccb232050ebef909f7d3ac414addcec88294c84"
-    assert run_digests(load_recipe("esc50:mn10"), {}) == (old["esc50:mn10"], development)
-    stored = dataclasses.asdict(TrainConfig())
-    for section, names in LATER.items():
-        for name in names:
-            del stored[section][name]
-    (tmp_path / "config.json").write_text(json.dumps({"config": stored, "data": {}, "versions": {}}))
-    assert differences(tmp_path / "config.json", TrainConfig(), {}) == []
-    changed = TrainConfig().replace({"optim.freeze": 2})
-    assert differences(tmp_path / "config.json", changed, {}) == ["optim.freeze"]
+def test_runs_of_versions_with_fewer_settings_keep_their_digest(tmp_path, monkeypatch):
+    """The earlier version is simulated: it does not have the setting `optim.freeze`."""
+    config, standard = load_recipe("esc50:mn10"), TrainConfig()
+    new, frozen = run_digest(config, {}), config.replace({"optim.freeze": 2})
+    assert run_digest(frozen, {}) != new != run_digest(config, {"train": "a"})
+    portable = inputs.portable
+
+    def earlier(config):
+        values = portable(config)
+        del values["optim"]["freeze"]
+        return values
+
+    monkeypatch.setattr(inputs, "portable", earlier)
+    assert run_digest(config, {}) == new
+    (tmp_path / "config.json").write_text(json.dumps({"config": earlier(standard), "data": {}, "versions": {}}))
+    monkeypatch.undo()
+    assert differences(tmp_path / "config.json", standard, {}) == []
+    assert differences(tmp_path / "config.json", standard.replace({"optim.freeze": 2}), {}) == ["optim.freeze"]
 
 
 class Notes(Reporter):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,6 +144,11 @@ def model_argument(help: str) -> Any:
     return typer.Argument(metavar="MODEL", autocompletion=complete_models, help=help)
 
 
+def model_option(help: str, panel: str | None = None, complete: Callable[[str], list[str]] = complete_models) -> Any:
+    """Return the option --model."""
+    return typer.Option("--model", "-m", metavar="NAME|FILE", autocompletion=complete, help=help, rich_help_panel=panel)
+
+
 def seconds_option(help: str, panel: str | None = None, least: float = 0.05, most: float | None = 600) -> Any:
     """Return an option in seconds."""
     return typer.Option(metavar="SECONDS", min=least, max=most, help=help, rich_help_panel=panel)
@@ -179,14 +184,10 @@ Paths = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME|FILE",
-        autocompletion=complete_models,
-        help="The name of a model with weights (`dymn models` lists them), or a file or folder that contains one. "
+    model_option(
+        "The name of a model with weights (`dymn models` lists them), or a file or folder that contains one. "
         "A+B is an ensemble of models; mn40_ensemble is the published ensemble of nine (49.8 mAP). The default is "
-        "dymn10_as if it is in the cache or can be downloaded, otherwise dymn04_open, which is included in dymn.",
+        "dymn10_as if it is in the cache or can be downloaded, otherwise dymn04_open, which is included in dymn."
     ),
 ]
 Labels = Annotated[

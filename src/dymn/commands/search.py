@@ -17,9 +17,9 @@ from dymn.commands.options import (
     WHAT,
     Quiet,
     Threads,
-    complete_models,
     format_option,
     hush,
+    model_option,
     note,
     number_option,
     output_option,
@@ -76,16 +76,7 @@ def search(
         ),
     ] = None,
     output: Annotated[Path | None, output_option("Write to this file, atomically.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            autocompletion=complete_models,
-            help="The index's model, if its file has moved since `dymn index`.",
-        ),
-    ] = None,
+    model: Annotated[str | None, model_option("The index's model, if its file has moved since `dymn index`.")] = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:

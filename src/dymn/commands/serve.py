@@ -12,7 +12,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, vocabulary
-from dymn.commands.options import RUN_PANEL, complete_models, file_option, hush, note, number_option, seconds_option
+from dymn.commands.options import RUN_PANEL, file_option, hush, model_option, note, number_option, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -27,13 +27,7 @@ TOKEN_VARIABLE = "DYMN_SERVE_TOKEN"
 def serve(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            autocompletion=complete_models,
-            help="A model, as in `dymn tag`. The option can be repeated; the first model is the default.",
-        ),
+        model_option("A model, as in `dymn tag`. The option can be repeated; the first model is the default."),
     ] = None,
     host: Annotated[
         str,

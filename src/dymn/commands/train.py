@@ -17,6 +17,7 @@ from dymn.commands.options import (
     complete_networks,
     complete_recipes,
     hush,
+    model_option,
     note,
     number_option,
     resumable,
@@ -65,14 +66,11 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            autocompletion=complete_networks,
-            help="The initial network: a model with weights, a file or folder that contains one, or an architecture "
+        model_option(
+            "The initial network: a model with weights, a file or folder that contains one, or an architecture "
             "such as mn04 (random weights). `dymn models` lists them. The default is the recipe's.",
-            rich_help_panel=WHAT,
+            WHAT,
+            complete_networks,
         ),
     ] = None,
     output: Annotated[

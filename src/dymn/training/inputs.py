@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,31 +39,6 @@ from dymn.weights.files import DownloadProgress
 from dymn.weights.format import BEST_FILE, shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json
-LATER = {
-    "data": ("test_epochs", "whole"),
-    "teacher": ("block_weight", "calibrate", "temperature"),
-    "augment": (
-        "annotation",
-        "blend",
-        "blend_db",
-        "colour_db",
-        "masking",
-        "mixstyle",
-        "mixstyle_alpha",
-        "room",
-        "shortest",
-        "speed",
-    ),
-    "optim": ("class_weights", "freeze", "label_smoothing", "layer_decay", "norm_clips", "norm_momentum"),
-    "schedule": ("seconds",),
-}
-"""Settings that earlier versions did not have. At their defaults they are left out, so that older runs resume."""
-NEWEST = {
-    "data": ("test_epochs", "whole"),
-    "teacher": ("temperature",),
-    "augment": ("annotation", "masking", "mixstyle", "mixstyle_alpha"),
-}
-"""Those of them that development versions lacked, which left no other setting out."""
 
 
 class Inputs(NamedTuple):
@@ -277,22 +251,14 @@ def _digest(table: TeacherTable) -> str:
     return digest.hexdigest()
 
 
-def run_digest(config: TrainConfig, data_digests: dict[str, str], later: Mapping[str, Sequence[str]] = LATER) -> str:
+def run_digest(config: TrainConfig, data_digests: dict[str, str]) -> str:
     """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not.
 
-    Settings in `later` are left out where they stand at their defaults.
+    Settings at their defaults are left out: a version with more settings resumes the runs of one with fewer.
     """
-    values, standard = portable(config), dataclasses.asdict(TrainConfig())
-    for section, names in later.items():
-        for name in names:
-            if values[section][name] == standard[section][name]:
-                del values[section][name]
+    standard = _flat(dataclasses.asdict(TrainConfig()))
+    values = {name: value for name, value in _flat(portable(config)).items() if value != standard[name]}
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
-
-
-def run_digests(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
-    """Return the digest of a run, and that of development versions."""
-    return run_digest(config, data_digests), run_digest(config, data_digests, NEWEST)
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
@@ -302,7 +268,7 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
         for name in names:
             del values[section][name]
-    if values["schedule"]["tau_start"] is None:  # as versions had it that left nothing open
+    if values["schedule"]["tau_start"] is None:
         values["schedule"]["tau_start"] = 1.0
     for name in ("table", "index"):  # the digest identifies the table, wherever it is
         values["teacher"][name] = bool(values["teacher"][name]) or ""
@@ -337,8 +303,7 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
-    standard = dataclasses.asdict(TrainConfig())
-    before = {f"{section}.{name}": standard[section][name] for section in LATER for name in LATER[section]} | before
+    before = _flat(dataclasses.asdict(TrainConfig())) | before
     before["schedule.tau_start"] = before.get("schedule.tau_start") or now["schedule.tau_start"]
     # compared by their digests
     places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")

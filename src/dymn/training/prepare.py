@@ -34,7 +34,7 @@ from dymn.training.inputs import (
     open_models,
     other_run,
     quiet_loader,
-    run_digests,
+    run_digest,
     training_loader,
 )
 from dymn.training.losses import balanced_weights
@@ -122,14 +122,14 @@ class Prepared:
         return starting_model(self.config.model, start, self.inputs.train.labels, front_end, generator).to(self.device)
 
     def _begin_or_continue(self) -> RunState:
-        digest, earlier = run_digests(self.config, self.digests)
+        digest = run_digest(self.config, self.digests)
         path = self.folder / STATE_FILE
         if self.is_main:
             for unfinished in self.folder.glob(".*.part"):  # what a kill in the middle of writing left
                 unfinished.unlink()
         if path.exists():
             state = load_state(path)
-            if state.digest not in (digest, earlier):
+            if state.digest != digest:
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""

@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from torch import Tensor
 from dymn.errors import DataError
 from dymn.system.files import atomic_write
 
-FORMAT, FROM_ZERO = "dymn-run/2", "dymn-run/1"  # the first counted epochs from 0
-OLDER = {"marks": "fingerprints", "fingerprint": "digest"}  # names in the states of development versions
+FORMAT = "dymn-run/2"
 UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
@@ -78,12 +77,6 @@ def save_state(state: RunState, path: Path) -> None:
         ) from error
 
 
-def _from_one(state: RunState) -> RunState:
-    """Return the state of a run that began when epochs were counted from 0."""
-    history = [record | {"epoch": record["epoch"] + 1} for record in state.history]
-    return replace(state, history=history, best_epoch=state.best_epoch + 1)
-
-
 def load_state(path: Path) -> RunState:
     """Read a run's state without executing code; a `DataError` if it is none, or differs from its checksums."""
     try:
@@ -91,11 +84,9 @@ def load_state(path: Path) -> RunState:
             if archive.testzip() is not None:  # PyTorch itself compares none of them
                 raise ValueError("checksum")
         values = torch.load(path, map_location="cpu", weights_only=True)
-        version = values.pop("format")
-        if version not in (FORMAT, FROM_ZERO):
+        if values.pop("format") != FORMAT:
             raise KeyError("format")
-        state = RunState(**{OLDER.get(name, name): value for name, value in values.items()})
-        return state if version == FORMAT else _from_one(state)
+        return RunState(**values)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (*UNREADABLE, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:

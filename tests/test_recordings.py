@@ -485,6 +485,21 @@ def test_clocks_that_contradict_each_other(tmp_path):
     assert len(notes.lines) == 1 and "start times differ" in notes.lines[0] and "file name" in notes.lines[0]
 
 
+@pytest.mark.parametrize(
+    ("impossible", "text"),
+    [
+        (audiomoth("Recorded at 19:21:00 31/02/2021 (UTC)"), "AudioMoth comment does not exist.*31/02/2021"),
+        (bext("2021-13-14", "19:21:00"), "bext does not exist.*2021-13-1419:21:00"),
+        (chunk(b"guan", b"Timestamp:2021-03-14T25:21:00"), "GUANO does not exist.*25:21:00"),
+    ],
+)
+def test_a_time_that_does_not_exist_is_ignored_with_a_note(tmp_path, impossible, text):
+    notes = Notes()
+    begin = begin_of(recorded(tmp_path / "20210314_192100.wav", impossible), notes)
+    assert begin is not None and begin.source == "file name"
+    assert len(notes.lines) == 1 and re.search(text, notes.lines[0])
+
+
 def test_times_in_rows(tmp_path):
     path, parquet = recorded(tmp_path / "a.wav", MOTH), pytest.importorskip("pyarrow.parquet")
     words = (path, *MODEL, "--clock", "auto", "--speed", 0.5)

@@ -24,7 +24,7 @@ from dymn.inference.events import EventSettings
 from dymn.inference.sounds import Sounds
 from dymn.live.clips import MOST_OPEN, ClipRecorder, ClipSettings, plain
 from dymn.live.listening import listen as hear
-from dymn.live.messages import Messages
+from dymn.live.messages import Messages, iso
 from dymn.models import pretrained
 from stubs import StubBackend
 from test_network_sound import encoded, server, stream
@@ -259,6 +259,17 @@ def test_messages_of_a_source_that_is_lost_and_back(tmp_path):
     times = [datetime.fromisoformat(message["time"]).timestamp() for message in told if message["event"] == "start"]
     assert times == [pytest.approx(1_800_000_000 + m["start"], abs=2e-3) for m in told if m["event"] == "start"]
     assert times[1] - times[0] == pytest.approx(60.6, abs=0.2)
+
+
+def test_a_source_is_not_back_before_it_was_lost():
+    """A burst of audio after the return shows that second 0 was earlier than assumed."""
+    zero = [100.0]
+    messages = Messages("camera", lambda: zero[0])
+    lost = messages.notice(Notice("lost", "why"), 20.0)
+    zero[0] = 97.0
+    back = messages.notice(Notice("back", "", 0.5), 20.5)
+    assert back["time"] == lost["time"] == iso(120.0)
+    assert messages.notice(Notice("gap", "why", 1.0), 24.0)["time"] == iso(121.0)
 
 
 def test_an_interruption_ends_sounds_and_completes_clips(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from dymn.audio.content import Content
 from dymn.audio.notes import NO_CLOCK, Notes
 from dymn.audio.sources import display, is_stdin, opened
+from dymn.errors import visible
 
 AGREE_SECONDS = 2.0
 """Clocks that differ by more contradict each other: names and comments have whole seconds."""
@@ -49,7 +50,9 @@ class Begin(NamedTuple):
 
 
 def begin_of(source: Any, notes: Notes) -> Begin | None:
-    """Return when a recording began, or None; a note states that, or that two of its clocks differ.
+    """Return when a recording began, or None.
+
+    Notes state that there is no clock, that two differ, or that one gives a time that does not exist.
 
     Args:
         source: a path or a binary file object, whose position is restored; others have no clock.
@@ -58,7 +61,7 @@ def begin_of(source: Any, notes: Notes) -> Begin | None:
     Raises:
         AudioError: if the file cannot be opened.
     """
-    found = [*_in_header(source), *_in_name(source)]
+    found = [*_in_header(source, notes), *_in_name(source)]
     if not found:
         notes.add(NO_CLOCK)
         return None
@@ -72,7 +75,7 @@ def begin_of(source: Any, notes: Notes) -> Begin | None:
     return first
 
 
-def _in_header(source: Any) -> Iterator[Begin]:
+def _in_header(source: Any, notes: Notes) -> Iterator[Begin]:
     is_path = isinstance(source, (str, os.PathLike))
     if is_stdin(source) or not (is_path or (hasattr(source, "seek") and hasattr(source, "tell"))):
         return
@@ -87,9 +90,13 @@ def _in_header(source: Any) -> Iterator[Begin]:
             source.seek(place)
     for name, pattern in (("GUANO", _ISO), ("AudioMoth comment", _AUDIOMOTH), ("bext", _BEXT)):
         match = pattern.search(texts.get(name, ""))
-        time = match and _time(match)
+        if match is None:
+            continue
+        time = _time(match)
         if time:
             yield Begin(time, name)
+        elif int(match["Y"]):  # zeros are a field that was left empty
+            notes.add(f'the start time in its {name} does not exist and is ignored: "{visible(match[0])}".')
 
 
 def _in_name(source: Any) -> Iterator[Begin]:

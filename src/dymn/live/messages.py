@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -30,6 +31,7 @@ class Messages:
     def __init__(self, source: str, zero: Callable[[], float]) -> None:
         self._source, self._zero = source, zero
         self._begun: dict[str, float] = {}  # by label, on the wall clock
+        self._noticed = -math.inf  # the time of the last notice
 
     def sound(self, sound: Sound) -> Message:
         """Return the message that a sound starts (`start`) or has ended (`end`)."""
@@ -55,7 +57,8 @@ class Messages:
 
     def notice(self, notice: Notice, seconds: float) -> Message:
         """Return the message that the source is `lost`, is `back`, or has a `gap`, at `seconds` of the audio."""
-        message: Message = {"event": notice.kind, "time": iso(self._zero() + seconds)}
+        self._noticed = max(self._noticed, self._zero() + seconds)  # second 0 may have moved, the order has not
+        message: Message = {"event": notice.kind, "time": iso(self._noticed)}
         if notice.reason:
             message["reason"] = notice.reason
         if notice.kind != "lost":

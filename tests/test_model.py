@@ -142,6 +142,7 @@ def test_initialisation_is_that_of_the_paper():
     [
         ({"attention": "nothing"}, "attention is 'nothing'"),
         ({"head": "tail"}, "head is 'tail'"),
+        ({"head": {}}, "head is {}"),
         ({"strides": (2, 2)}, "strides"),
         ({"strides": (2, 2, 2, 3)}, "strides"),
         ({"colour": 1}, "no setting colour"),

@@ -56,7 +56,7 @@ def check(condition: bool, message: str) -> None:
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise a `ConfigError` unless `value` is one of the allowed names."""
-    check(value in allowed, f"{name} is {value!r}; allowed: {', '.join(allowed)}.")
+    check(value in tuple(allowed), f"{name} is {value!r}; allowed: {', '.join(allowed)}.")
 
 
 def check_numbers(settings: object, names: Mapping[str, float], low: float = 0, *, whole: bool = False) -> None:

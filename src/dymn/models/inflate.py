@@ -1,4 +1,4 @@
-"""Initialisation of a dynamic network from a static one of the same width.
+"""Initialisation of a dynamic network from a static one of the same width, or from a wider one by `narrow`.
 
 MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part,
 their mean the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and
@@ -21,7 +21,9 @@ from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.attention import CoordinateAttention, SqueezeExcitation
 from dymn.models.layers.context import OwnContext
 from dymn.models.mobilenet import MobileNet
+from dymn.models.narrow import narrow
 
+NARROWING_CLIPS = 288  # that a narrower network is fitted to
 GATE = 0.8
 GATE_WEIGHTS = 0.1  # in units of their usual initial size
 DISTURBANCE = 0.5  # of kernels, in units of their standard deviation
@@ -29,18 +31,21 @@ DISTURBANCE = 0.5  # of kernels, in units of their standard deviation
 
 @torch.no_grad()
 def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: torch.Generator) -> MobileNet:
-    """Give `student` the weights of `parent`, a static network with the same channels; return it.
+    """Give `student` the weights of `parent`, a static network; return it.
 
     Args:
         student: any network of Table I.
-        parent: an MN of the same width, head and number of classes, on the same device.
-        log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics; 64 clips
-            do.
+        parent: an MN of the same head and number of classes, on the same device; of the same width, or wider (see
+            `narrow`).
+        log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics, 64 clips;
+            for a wider parent, `NARROWING_CLIPS`.
         generator: of the CPU; disturbs the kernels.
 
     Raises:
-        ConfigError: if the channels of the two differ, or the parent has dynamic blocks.
+        ConfigError: if the two do not fit together, or the parent has dynamic blocks.
     """
+    if not have_same_channels(student, parent):
+        parent = narrow(parent, student.config, log_mel, generator)
     _check(student, parent)
     for name in ("stem", "last", "head"):
         getattr(student, name).load_state_dict(getattr(parent, name).state_dict())
@@ -108,20 +113,27 @@ def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
         for i, block in enumerate(parent.blocks)
         if isinstance(block.attention, SqueezeExcitation)
     ]
-    parent.eval()(log_mel)
+    if hooks:
+        parent.eval()(log_mel)
     for hook in hooks:
         hook.remove()
     return means
 
 
+def have_same_channels(student: MobileNet, parent: MobileNet) -> bool:
+    """Whether two networks have the same blocks, apart from their dynamic parts."""
+    one, other = (
+        [(b.c_in, b.c_exp, b.c_out, b.kernel_size, b.dilation) for b in model.config.blocks]
+        for model in (student, parent)
+    )
+    return one == other
+
+
 def _check(student: MobileNet, parent: MobileNet) -> None:
-    networks = (student, parent)
-    channels = [[(b.c_in, b.c_exp, b.c_out, b.kernel_size, b.dilation) for b in m.config.blocks] for m in networks]
-    heads = [(model.config.head, model.config.num_classes, model.config.c_hidden) for model in networks]
-    if channels[0] != channels[1] or heads[0] != heads[1]:
+    heads = [(model.config.head, model.config.num_classes, model.config.c_hidden) for model in (student, parent)]
+    if heads[0] != heads[1]:
         raise ConfigError(
-            "Weights are inherited between networks of the same width, head and classes, without dilation; these are "
-            f"{student.config.width} {heads[0]} and {parent.config.width} {heads[1]}."
+            f"Weights are inherited from a network with the same head and classes; these are {heads[0]} and {heads[1]}."
         )
     if any(block.is_dynamic for block in parent.config.blocks):
         raise ConfigError("The parent has dynamic blocks; weights are inherited from a static network (an MN).")

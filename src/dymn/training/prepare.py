@@ -22,6 +22,7 @@ from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import probabilities
 from dymn.evaluation.teachers import OnlineTeachers, same_blocks
 from dymn.models.frontend import LogMel
+from dymn.models.inflate import NARROWING_CLIPS, have_same_channels
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
 from dymn.training.distributed import launch, use_global_norm
@@ -54,7 +55,7 @@ from dymn.training.start import (
 from dymn.training.state import RunState, load_state
 from dymn.training.step import Share, Step
 
-SAMPLE_CLIPS = 96  # used before training: for inherited weights, the teacher's prior and the spread of its embedding
+SAMPLE_CLIPS = 96  # for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, LAST_FILE, BAD_FILE = "state.pt", "last.safetensors", "bad_clips.csv"
 WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
@@ -191,10 +192,12 @@ class Prepared:
     def _prepare_weights(self, parent: MobileNet | None) -> float:
         """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
         model, settings = self.network, self.config.model
-        log_mel = self._sample() if parent is not None or self.teachers is not None else torch.empty(0)
+        narrows = parent is not None and not have_same_channels(model, parent)
+        count = NARROWING_CLIPS if narrows else SAMPLE_CLIPS
+        log_mel = self._sample(count) if parent is not None or self.teachers is not None else torch.empty(0)
         if parent is not None:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
-        teacher_output = None if self.teachers is None else self.teachers.teach(log_mel)
+        teacher_output = None if self.teachers is None else self.teachers.teach(log_mel[:SAMPLE_CLIPS])
         if settings.prior and has_fresh_head(model):
             if teacher_output is not None:
                 prior: Tensor | None = teacher_output.logits.mean(dim=0)
@@ -205,16 +208,16 @@ class Prepared:
         spread = 1.0 if teacher_output is None else float(teacher_output.embedding.var(dim=0).mean())
         return spread if spread > 0 else 1.0  # a single clip has none
 
-    def _sample(self) -> Tensor:
-        """Return the log-mel of some training clips, the same whatever the number of processes."""
+    def _sample(self, count: int) -> Tensor:
+        """Return the log-mel of `count` training clips or fewer, the same whatever the number of processes."""
         waveforms: list[Tensor] = []
         for batch in self._loader(0, 1).epoch(0):
             waveforms.append(batch.waveform)
-            if sum(map(len, waveforms)) >= SAMPLE_CLIPS:
+            if sum(map(len, waveforms)) >= count:
                 break
         if not waveforms:
             raise DataError("No training clip could be read.")
-        return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:SAMPLE_CLIPS]
+        return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:count]
 
     def _class_weights(self) -> Tensor | None:
         balanced = self.config.optim.class_weights == "balanced"

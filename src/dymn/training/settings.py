@@ -22,9 +22,9 @@ class ModelSettings:
     """The initial network.
 
     `name` is an architecture (random weights) or anything that `load_model` accepts (fine-tuning; the last layer is
-    replaced if the classes differ). `inherit` names a static network whose weights initialise a dynamic one. For an
-    architecture, `settings` are those of `dymn.architectures.Variant`; `front_end` are those of `FrontEndConfig`. With
-    `prior`, the bias of a new last layer is initialised to the prior of the targets.
+    replaced if the classes differ). `inherit` names a static network, of the same width or wider, whose weights
+    initialise a dynamic one. For an architecture, `settings` are those of `dymn.architectures.Variant`; `front_end` are
+    those of `FrontEndConfig`. With `prior`, the bias of a new last layer is initialised to the prior of the targets.
     """
 
     name: str = "dymn10"

@@ -270,6 +270,8 @@ def test_a_source_is_not_back_before_it_was_lost():
     back = messages.notice(Notice("back", "", 0.5), 20.5)
     assert back["time"] == lost["time"] == iso(120.0)
     assert messages.notice(Notice("gap", "why", 1.0), 24.0)["time"] == iso(121.0)
+    zero[0] -= 3600.0  # the system clock has been set back
+    assert messages.notice(Notice("gap", "why", 1.0), 25.0)["time"] == iso(122.0 - 3600.0)
 
 
 def test_an_interruption_ends_sounds_and_completes_clips(tmp_path):

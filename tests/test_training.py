@@ -336,13 +336,16 @@ def test_inherits_from_a_static_network(clips, tmp_path, teacher):
         Run(run(clips, tmp_path / "b", model={"inherit": teacher, "front_end": FRONT_END | {"n_mels": 40}}), Reporter())
 
 
-def test_inherits_from_a_wider_network(clips, tmp_path):
-    wide = create_model("mn04", 2, width=0.3, generator=torch.Generator().manual_seed(1))
-    wide.card = ModelCard(name="wide", front_end=FrontEndConfig(**FRONT_END), labels=("high", "low"))
+@pytest.mark.parametrize("labels", [("high", "low"), ("bark", "meow", "moo")])
+def test_inherits_from_a_wider_network(clips, tmp_path, labels):
+    wide = create_model("mn04", len(labels), width=0.3, generator=torch.Generator().manual_seed(1))
+    wide.card = ModelCard(name="wide", front_end=FrontEndConfig(**FRONT_END), labels=labels)
     wide.save_pretrained(tmp_path / "wide")
     settings = {"inherit": str(tmp_path / "wide"), "settings": {"width": 0.2}}
-    made = Run(run(clips, tmp_path / "run", model=settings), Reporter())
-    assert made.network.config.width == 0.2 and made.network.head.hidden.bias.any()  # random ones begin at zero
+    made = Run(run(clips, tmp_path / "run", model=settings), Reporter()).network
+    assert made.config.width == 0.2 and made.head.hidden.bias.any()  # random ones begin at zero
+    prior = prior_logits(open_source("folder", clips, "train", holdout=0.3), None, "ce").tolist()
+    assert (last_bias(made).tolist() == pytest.approx(prior)) == (labels != ("high", "low"))  # of other classes
 
 
 @pytest.mark.parametrize("setting", [{"settings": {"n_kernels": 2}}, {"settings": {}, "inherit": "mn04_as"}])

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from dymn import create_model
+from dymn.config import FrontEndConfig, ModelCard
 from dymn.data import PackSettings, open_source, pack
 from dymn.errors import ConfigError, DataError
 from dymn.training import loop, state, train
 from dymn.training.report import Reporter, plot_curves
 from dymn.training.state import load_state
 from dymn.weights import format as weights_format
-from tiny_runs import run, settings, write_clips
+from tiny_runs import FRONT_END, run, settings, write_clips
 
 TIMES = {"seconds", "clips_per_second"}  # not the same twice
 MIXED = {
@@ -339,6 +341,34 @@ def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
         assert torch.equal(loaded.model.pop("a"), saved.model["a"])
         assert dataclasses.replace(loaded, model={}) == dataclasses.replace(saved, model={})
     assert noticed > 150
+
+
+def test_a_run_of_a_version_with_other_defaults_is_not_resumed(tmp_path):
+    write_clips(tmp_path / "data", 8)
+    made = functools.partial(run, tmp_path / "data", tmp_path / "run", schedule={"epochs": 3, "warm_up": 0})
+    with pytest.raises(KeyboardInterrupt):
+        train(made(), StopAfter(1))
+    path = tmp_path / "run" / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"]["optim"]["weight_decay"] = 0.5  # the default of the earlier version
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match=r"other settings or data \(optim.weight_decay"):
+        train(made())
+
+
+def test_a_resumed_run_does_not_inherit_again(tmp_path, monkeypatch):
+    write_clips(tmp_path / "data", 8)
+    wide = create_model("mn04", 2, width=0.3)
+    wide.card = ModelCard(name="wide", front_end=FrontEndConfig(**FRONT_END), labels=("high", "low"))
+    wide.save_pretrained(tmp_path / "wide")
+    model = {"inherit": str(tmp_path / "wide"), "settings": {"width": 0.2}}
+    made = functools.partial(
+        run, tmp_path / "data", tmp_path / "run", model=model, schedule={"epochs": 2, "warm_up": 0}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(made(), StopAfter(1))
+    monkeypatch.setattr("dymn.training.prepare.inherit_weights", lambda *arguments: pytest.fail("inherited again"))
+    train(made())
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

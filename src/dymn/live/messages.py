@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from dymn.audio.microphone import Notice
+from dymn.audio.network import BURST_SECONDS
 from dymn.errors import visible
 from dymn.inference.sounds import Sound
 
@@ -57,8 +58,11 @@ class Messages:
 
     def notice(self, notice: Notice, seconds: float) -> Message:
         """Return the message that the source is `lost`, is `back`, or has a `gap`, at `seconds` of the audio."""
-        self._noticed = max(self._noticed, self._zero() + seconds)  # second 0 may have moved, the order has not
-        message: Message = {"event": notice.kind, "time": iso(self._noticed)}
+        time = self._zero() + seconds
+        if 0 < self._noticed - time <= BURST_SECONDS:  # a burst has moved second 0, but not the order of notices
+            time = self._noticed
+        self._noticed = time
+        message: Message = {"event": notice.kind, "time": iso(time)}
         if notice.reason:
             message["reason"] = notice.reason
         if notice.kind != "lost":

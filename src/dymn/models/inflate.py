@@ -1,4 +1,4 @@
-"""Initialisation of a dynamic network from a static one of the same width, or from a wider one by `narrow`.
+"""Initialisation of a dynamic network from a static one of the same width.
 
 MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part,
 their mean the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and
@@ -21,9 +21,7 @@ from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.attention import CoordinateAttention, SqueezeExcitation
 from dymn.models.layers.context import OwnContext
 from dymn.models.mobilenet import MobileNet
-from dymn.models.narrow import narrow
 
-NARROWING_CLIPS = 288  # that a narrower network is fitted to
 GATE = 0.8
 GATE_WEIGHTS = 0.1  # in units of their usual initial size
 DISTURBANCE = 0.5  # of kernels, in units of their standard deviation
@@ -35,17 +33,15 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
 
     Args:
         student: any network of Table I.
-        parent: an MN of the same head and number of classes, on the same device; of the same width, or wider (see
-            `narrow`).
-        log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics, 64 clips;
-            for a wider parent, `NARROWING_CLIPS`.
+        parent: an MN of the same width, head and number of classes, on the same device. `dymn.models.narrow` makes one
+            from a wider MN.
+        log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics; use 64
+            clips or more.
         generator: of the CPU; disturbs the kernels.
 
     Raises:
-        ConfigError: if the two do not fit together, or the parent has dynamic blocks.
+        ConfigError: if the channels of the two differ, or the parent has dynamic blocks.
     """
-    if not have_same_channels(student, parent):
-        parent = narrow(parent, student.config, log_mel, generator)
     _check(student, parent)
     for name in ("stem", "last", "head"):
         getattr(student, name).load_state_dict(getattr(parent, name).state_dict())
@@ -121,19 +117,21 @@ def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
 
 
 def have_same_channels(student: MobileNet, parent: MobileNet) -> bool:
-    """Whether two networks have the same blocks, apart from their dynamic parts."""
+    """Whether two networks have the same channels, kernel sizes and dilation everywhere."""
     one, other = (
-        [(b.c_in, b.c_exp, b.c_out, b.kernel_size, b.dilation) for b in model.config.blocks]
-        for model in (student, parent)
+        [(b.c_in, b.c_exp, b.c_out, b.kernel_size, b.dilation) for b in config.blocks]
+        + [(config.in_chans, config.c_last, config.c_hidden)]
+        for config in (student.config, parent.config)
     )
     return one == other
 
 
 def _check(student: MobileNet, parent: MobileNet) -> None:
-    heads = [(model.config.head, model.config.num_classes, model.config.c_hidden) for model in (student, parent)]
-    if heads[0] != heads[1]:
+    heads = [(model.config.head, model.config.num_classes) for model in (student, parent)]
+    if not have_same_channels(student, parent) or heads[0] != heads[1]:
         raise ConfigError(
-            f"Weights are inherited from a network with the same head and classes; these are {heads[0]} and {heads[1]}."
+            "Weights are inherited between networks of the same width, head, classes and input channels, without "
+            f"dilation; these are {student.config.width:g} {heads[0]} and {parent.config.width:g} {heads[1]}."
         )
     if any(block.is_dynamic for block in parent.config.blocks):
         raise ConfigError("The parent has dynamic blocks; weights are inherited from a static network (an MN).")

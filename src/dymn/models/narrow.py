@@ -40,23 +40,26 @@ def narrow(parent: MobileNet, config: ModelConfig, log_mel: Tensor, generator: t
     Args:
         parent: a static network of Table I.
         config: of a network with the same blocks and at most the parent's channels. Its dynamic parts are ignored.
-        log_mel: [B, 1, F, T]; some hundred clips.
+        log_mel: [B, 1, F, T]; a few hundred clips.
         generator: of the CPU; draws the values that the fits are based on.
 
     Raises:
-        ConfigError: if the parent is dynamic or narrower, or the two differ in more than their channels.
+        ConfigError: if the parent is dynamic or narrower, the two differ in more than their channels, or there are no
+            clips or values that are not finite.
 
     Example:
         >>> narrow(parent, model_config("mn04", width=0.2), log_mel, torch.Generator())  # doctest: +SKIP
     """
     _check(parent.config, config)
+    if not len(log_mel) or not log_mel.isfinite().all():
+        raise ConfigError("A narrower network is fitted to spectrograms; there are none, or not all values are finite.")
     static = {"dynamic_convs": (), "dynamic_relus": (), "attention": None, "context_size": 0}
     blocks = tuple(dataclasses.replace(block, **static) for block in config.blocks)  # type: ignore[arg-type]
     child = MobileNet(dataclasses.replace(config, blocks=blocks)).to(log_mel.device).eval()
     child.card = parent.card
     fit = _Fit(parent.eval(), child, generator)
-    wide, slim = fit.stem(log_mel)
-    for number, combinations in enumerate(fit.combinations(wide)):
+    wide, slim, kept = fit.stem(log_mel)
+    for number, combinations in enumerate(fit.combinations(wide, kept)):
         wide, slim = fit.block(number, combinations, wide, slim)
     fit.head(wide, slim)
     return child
@@ -69,40 +72,56 @@ class _Fit:
         self.parent, self.child = parent, child
         self._generator = generator
 
-    def stem(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill the first convolution; its channels are those that are kept of the first block, which expands none."""
+    def stem(self, log_mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill the first convolution; return its outputs and the channels that are kept.
+
+        They are those of the first block, which does not expand.
+        """
         wide = _mapped(self.parent.stem, log_mel)
         block = self.parent.blocks[0]
         spots = self._spots(block, wide)
-        kept = select(
-            _rows(_excited(block), wide, spots), _rows(block, wide, spots), self.child.stem.conv.out_channels, RIDGE
-        )
+        inputs, outputs = _rows(_excited(block), wide, spots), _rows(block, wide, spots)
+        kept = select(inputs, outputs, self.child.stem.conv.out_channels, RIDGE)
         _copy_channels(self.child.stem, self.parent.stem, kept)
         _copy_channels(self.child.blocks[0].depthwise, block.depthwise, kept)
-        return wide, wide[:, kept]
+        return wide, wide[:, kept], kept
 
-    def combinations(self, wide: Tensor) -> list[Tensor]:
-        """Return for each block the combinations [c, C] of its output that the narrow network carries."""
-        blocks, outputs = list(self.parent.blocks), []
-        for block in blocks:
-            outputs.append(_rows(block, wide, self._spots(block, wide)))
-            wide = _mapped(block, wide)
-        readers = [
-            _pointwise(stage) for stage in (*(cast(Any, block).expand for block in blocks[1:]), self.parent.last)
+    def combinations(self, wide: Tensor, kept: Tensor) -> list[Tensor]:
+        """Return for each block the combinations [c, C] of its output that the narrow network carries.
+
+        Blocks that add their input to their output share them; the first one's are the channels `kept` of the stem. A
+        narrow network can have a residual connection that the parent lacks, where numbers of channels are rounded to
+        the same value. Such a block is fitted less well.
+        """
+        blocks: list[Any] = list(self.parent.blocks)
+        readers = [*(block.expand for block in blocks[1:]), self.parent.last]
+        residual = [
+            block.has_residual and static.has_residual for block, static in zip(blocks, self._slim, strict=True)
         ]
         found: list[Tensor] = []
-        while len(found) < len(blocks):
-            first = last = len(found)
-            count = self.child.config.blocks[first].c_out
-            while last + 1 < len(blocks) and cast(Any, self.child.blocks[last + 1]).has_residual:
-                last += 1
-            stage = slice(first, last + 1)
-            found += [_combinations(torch.cat(outputs[stage]), torch.cat(readers[stage]), count)] * (last + 1 - first)
+        outputs: list[Tensor] = []
+        for number, block in enumerate(blocks):
+            outputs.append(_rows(block, wide, self._spots(block, wide)))
+            wide = _mapped(block, wide)
+            if number + 1 < len(blocks) and residual[number + 1]:
+                continue
+            first = len(found)
+            if first == 0 and residual[0]:
+                shared = torch.eye(outputs[0].shape[1], dtype=torch.float64, device=wide.device)[kept]
+            else:
+                read = torch.cat([_pointwise(reader) for reader in readers[first : number + 1]])
+                shared = _combinations(torch.cat(outputs), read, self.child.config.blocks[first].c_out)
+            found += [shared] * len(outputs)
+            outputs.clear()
         return found
+
+    @property
+    def _slim(self) -> list[Any]:
+        return list(self.child.blocks)
 
     def block(self, number: int, combinations: Tensor, wide: Tensor, slim: Tensor) -> tuple[Tensor, Tensor]:
         """Fill a block; return the outputs of the two networks."""
-        block, static = cast(Any, self.parent.blocks[number]), cast(Any, self.child.blocks[number])
+        block, static = cast(Any, self.parent.blocks[number]), self._slim[number]
         spots = self._spots(block, wide)
         target = _rows(block, wide, spots) @ combinations.T
         if static.has_residual:
@@ -149,15 +168,14 @@ def select(x: Tensor, y: Tensor, count: int, ridge: float) -> Tensor:
     covariance, common = _moments(x, y, ridge)
     inverse = torch.linalg.inv(covariance)
     weights = inverse @ common
-    kept = torch.arange(x.shape[1], device=x.device)
-    while len(kept) > count:
-        worst = (weights.square().sum(dim=1) / inverse.diagonal()).argmin()
-        rest = torch.arange(len(kept), device=x.device) != worst
-        share = (inverse[rest, worst] / inverse[worst, worst])[:, None]
-        weights = weights[rest] - share * weights[worst]
-        inverse = inverse[rest][:, rest] - share * inverse[worst, rest]
-        kept = kept[rest]
-    return kept
+    gone = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+    for _ in range(x.shape[1] - count):
+        worst = (weights.square().sum(dim=1) / inverse.diagonal()).masked_fill(gone, torch.inf).argmin()
+        share = inverse[:, worst] / inverse[worst, worst]
+        weights.addr_(share, weights[worst].clone(), alpha=-1)
+        inverse.addr_(share, inverse[worst].clone(), alpha=-1)
+        gone[worst] = True
+    return (~gone).nonzero()[:, 0]
 
 
 def regress(x: Tensor, y: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -204,8 +222,14 @@ def _rows(layer: Layer, x: Tensor, spots: Tensor) -> Tensor:
 
 
 def _excited(block: Any) -> Layer:
-    """Return what maps the input of a static block to the input of its project convolution."""
-    return lambda x: block.attention(block.depthwise(block.expand(x, None), None), None)
+    """Return what maps the input of a block to the input of its project convolution."""
+
+    def excited(x: Tensor) -> Tensor:
+        context = block.context(x)
+        out: Tensor = block.attention(block.depthwise(block.expand(x, context), context), context)
+        return out
+
+    return excited
 
 
 def _means(features: Tensor) -> Tensor:
@@ -229,7 +253,7 @@ def _fill(stage: Any, x: Tensor, y: Tensor) -> None:
     """Fit a pointwise convolution to y [N, C']. Its norm keeps the mean and variance of what was fitted."""
     weights, offset = regress(x, y, RIDGE)
     out = x @ weights.T
-    mean, variance = out.mean(dim=0), out.var(dim=0)
+    mean, variance = out.mean(dim=0), out.var(dim=0, unbiased=False)
     norm = stage.norm
     stage.conv.weight.copy_(weights[:, :, None, None])
     norm.running_mean.copy_(mean)
@@ -270,6 +294,6 @@ def _check(wide: ModelConfig, slim: ModelConfig) -> None:
     if not (wider and fits(wide) and fits(slim)):
         raise ConfigError(
             "Weights are inherited by a network with the same blocks, classes and input channels and at most the "
-            "parent's channels. For another width, both need an MLP head and blocks that expand, all but the first "
-            f"(widths from 0.19). The student's width is {slim.width:g}, the parent's {wide.width:g}."
+            "parent's channels. For another width, both need an MLP head, and all blocks but the first must expand. "
+            f"The student's width is {slim.width:g}, the parent's {wide.width:g}."
         )

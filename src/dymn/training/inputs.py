@@ -256,7 +256,7 @@ def run_digest(config: TrainConfig, data_digests: dict[str, str]) -> str:
 
     Settings at their defaults are left out: a version with more settings resumes the runs of one with fewer.
     """
-    standard = _flat(dataclasses.asdict(TrainConfig()))
+    standard = _flat(portable(TrainConfig()))
     values = {name: value for name, value in _flat(portable(config)).items() if value != standard[name]}
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
 
@@ -303,7 +303,7 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
-    before = _flat(dataclasses.asdict(TrainConfig())) | before
+    before = _flat(json.loads(json.dumps(portable(TrainConfig())))) | before
     before["schedule.tau_start"] = before.get("schedule.tau_start") or now["schedule.tau_start"]
     # compared by their digests
     places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")

@@ -22,7 +22,7 @@ from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import probabilities
 from dymn.evaluation.teachers import OnlineTeachers, same_blocks
 from dymn.models.frontend import LogMel
-from dymn.models.inflate import NARROWING_CLIPS, have_same_channels
+from dymn.models.inflate import have_same_channels
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
 from dymn.training.distributed import launch, use_global_norm
@@ -55,6 +55,7 @@ from dymn.training.start import (
 from dymn.training.state import RunState, load_state
 from dymn.training.step import Share, Step
 
+NARROWING_CLIPS = 288  # to which a narrower network is fitted
 SAMPLE_CLIPS = 96  # for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, LAST_FILE, BAD_FILE = "state.pt", "last.safetensors", "bad_clips.csv"
 WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
@@ -130,8 +131,9 @@ class Prepared:
                 unfinished.unlink()
         if path.exists():
             state = load_state(path)
-            if state.digest != digest:
-                changed = differences(self.folder / "config.json", self.config, self.digests)
+            # Settings at their defaults are not part of the digest, and another version can have other defaults.
+            changed = differences(self.folder / "config.json", self.config, self.digests)
+            if changed or state.digest != digest:
                 raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Resuming {self.folder} after epoch {state.epoch}{within}.")
@@ -192,8 +194,9 @@ class Prepared:
     def _prepare_weights(self, parent: MobileNet | None) -> float:
         """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
         model, settings = self.network, self.config.model
-        narrows = parent is not None and not have_same_channels(model, parent)
-        count = NARROWING_CLIPS if narrows else SAMPLE_CLIPS
+        if self.state.model:
+            parent = None  # a resumed run has weights
+        count = SAMPLE_CLIPS if parent is None or have_same_channels(model, parent) else NARROWING_CLIPS
         log_mel = self._sample(count) if parent is not None or self.teachers is not None else torch.empty(0)
         if parent is not None:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))

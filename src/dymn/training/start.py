@@ -13,8 +13,9 @@ from dymn.architectures import MODELS, model_config
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
-from dymn.models.inflate import inherit
+from dymn.models.inflate import have_same_channels, inherit
 from dymn.models.mobilenet import MobileNet, create_model
+from dymn.models.narrow import narrow
 from dymn.training.settings import ModelSettings, TrainConfig
 
 ROWS = 65_536  # read at a time
@@ -88,17 +89,23 @@ def starting_model(
 def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, generator: torch.Generator) -> None:
     """Give a fresh network the weights of a static one, measured on a sample of the data [B, 1, F, T].
 
+    A wider parent is narrowed with its own classes, and gets others afterwards.
+
     Raises:
-        ConfigError: if the parent has another front end or width, or is dynamic.
+        ConfigError: if the parent has another front end, is narrower, or is dynamic.
     """
     if parent.card.front_end != model.card.front_end:
         name = parent.card.name or "model.inherit"
         raise ConfigError(
             f"The front end of {name} differs from the run's, so its weights do not fit. Set model.front_end."
         )
+    parent = parent.to(log_mel.device)
+    if not have_same_channels(model, parent):
+        config = dataclasses.replace(model.config, num_classes=parent.config.num_classes)
+        parent = narrow(parent, config, log_mel, generator)
     if parent.card.labels != model.card.labels:
         parent.reset_classifier(model.card.labels, generator=generator)
-    inherit(model, parent.to(log_mel.device), log_mel, generator)
+    inherit(model, parent, log_mel, generator)
 
 
 def has_fresh_head(model: MobileNet) -> bool:

@@ -13,12 +13,12 @@ The metrics, for each way to fill short clips:
 - `found`: the share of those classes to which the student also gives more than 0.3.
 
 `--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, for both fillings together, and
-writes the network with them, in half precision and with thresholds for --threshold auto and precise. The thresholds are
-relative to the teacher: a class is positive if the teacher gives it more than 0.3. Training clips are used as well,
-because few validation clips contain a given class. A class that the teacher detects in fewer than ten clips gets the
-thresholds of all classes together. The card names the classes that the teacher detects in fewer than five training
-clips. `--plot FILE` draws a reliability diagram against the teacher, before and after calibration. `--weakest N` names
-the classes with the lowest ratios.
+writes the network with them, in half precision and with thresholds for --threshold auto and precise. `--offset X` adds
+X to the logits instead. The thresholds are relative to the teacher: a class is positive if the teacher gives it more
+than 0.3. Training clips are used as well, because few validation clips contain a given class. A class that the teacher
+detects in fewer than ten clips gets the thresholds of all classes together. The card names the classes that the teacher
+detects in fewer than five training clips. `--plot FILE` draws a reliability diagram against the teacher, before and
+after calibration. `--weakest N` names the classes with the lowest ratios.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.plots.reliability import plot_reliability
 from dymn.system.devices import resolve_device
-from dymn.training.calibration import fit_affine, fold_affine
+from dymn.training.calibration import Affine, fit_affine, fold_affine
 
 Array = npt.NDArray[np.float32]
 HEARD, SURE = 0.3, 0.5
@@ -130,7 +130,7 @@ def thresholds(student: Array, teacher: Array, seconds: float) -> dict[str, list
 
 def calibrated(options: argparse.Namespace, model: MobileNet, teacher: MobileNet, said: Array, taught: Array) -> None:
     """Write the model with its logits fitted to the teacher's on validation clips, and with thresholds."""
-    fitted = fit_affine(said, taught)
+    fitted = fit_affine(said, taught) if options.offset is None else Affine(1.0, options.offset)
     fold_affine(model, fitted)
     model.card.provenance["calibration"] = fitted._asdict()
     device = next(model.parameters()).device
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument(
         "--calibrate", metavar="FILE", type=Path, help="Write the (first) model, calibrated, in half precision."
     )
+    parser.add_argument("--offset", metavar="X", type=float, help="With --calibrate: of the logits, in place of a fit.")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="With --calibrate: draw the reliability.")
     parser.add_argument(
         "--weakest", metavar="N", type=int, default=0, help="Name the N classes with the lowest ratios."

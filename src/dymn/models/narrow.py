@@ -1,4 +1,4 @@
-"""A narrow static network that computes, without training, approximately what a wide one does.
+"""Reduction of a wide static network to a narrow one that computes approximately the same, without training.
 
 The network is built block by block, on a sample of clips:
 
@@ -25,7 +25,7 @@ from dymn.config import ModelConfig
 from dymn.errors import ConfigError
 from dymn.models.mobilenet import MobileNet
 
-ROWS = 40_000  # values of a layer that a fit is based on
+ROWS = 40_000  # places of a layer's output, over all clips, that a fit is based on
 BATCH = 16  # clips
 RIDGE, HEAD_RIDGE = 1e-3, 1e-2  # of least squares, in units of the inputs' mean variance
 WINDOWS = 4  # of each clip, whose means the head is fitted to
@@ -44,8 +44,8 @@ def narrow(parent: MobileNet, config: ModelConfig, log_mel: Tensor, generator: t
         generator: of the CPU; draws the values that the fits are based on.
 
     Raises:
-        ConfigError: if the parent is dynamic or narrower, the two differ in more than their channels, or there are no
-            clips or values that are not finite.
+        ConfigError: if the parent is dynamic or narrower, the two differ in more than their channels, there are no
+            clips, or some values are not finite.
 
     Example:
         >>> narrow(parent, model_config("mn04", width=0.2), log_mel, torch.Generator())  # doctest: +SKIP
@@ -79,8 +79,8 @@ class _Fit:
         """
         wide = _mapped(self.parent.stem, log_mel)
         block = self.parent.blocks[0]
-        spots = self._spots(block, wide)
-        inputs, outputs = _rows(_excited(block), wide, spots), _rows(block, wide, spots)
+        places = self._places(block, wide)
+        inputs, outputs = _rows(_excited(block), wide, places), _rows(block, wide, places)
         kept = select(inputs, outputs, self.child.stem.conv.out_channels, RIDGE)
         _copy_channels(self.child.stem, self.parent.stem, kept)
         _copy_channels(self.child.blocks[0].depthwise, block.depthwise, kept)
@@ -96,12 +96,12 @@ class _Fit:
         blocks: list[Any] = list(self.parent.blocks)
         readers = [*(block.expand for block in blocks[1:]), self.parent.last]
         residual = [
-            block.has_residual and static.has_residual for block, static in zip(blocks, self._slim, strict=True)
+            block.has_residual and static.has_residual for block, static in zip(blocks, self._blocks, strict=True)
         ]
         found: list[Tensor] = []
         outputs: list[Tensor] = []
         for number, block in enumerate(blocks):
-            outputs.append(_rows(block, wide, self._spots(block, wide)))
+            outputs.append(_rows(block, wide, self._places(block, wide)))
             wide = _mapped(block, wide)
             if number + 1 < len(blocks) and residual[number + 1]:
                 continue
@@ -116,23 +116,23 @@ class _Fit:
         return found
 
     @property
-    def _slim(self) -> list[Any]:
+    def _blocks(self) -> list[Any]:
         return list(self.child.blocks)
 
     def block(self, number: int, combinations: Tensor, wide: Tensor, slim: Tensor) -> tuple[Tensor, Tensor]:
         """Fill a block; return the outputs of the two networks."""
-        block, static = cast(Any, self.parent.blocks[number]), self._slim[number]
-        spots = self._spots(block, wide)
-        target = _rows(block, wide, spots) @ combinations.T
+        block, static = cast(Any, self.parent.blocks[number]), self._blocks[number]
+        places = self._places(block, wide)
+        target = _rows(block, wide, places) @ combinations.T
         if static.has_residual:
-            target -= _rows(_same, slim, spots)
+            target -= _rows(_same, slim, places)
         if number > 0:
-            kept = select(_rows(_excited(block), wide, spots), target, static.project.conv.in_channels, RIDGE)
+            kept = select(_rows(_excited(block), wide, places), target, static.project.conv.in_channels, RIDGE)
             _copy_channels(static.depthwise, block.depthwise, kept)
-            places = self._spots(_same, wide)
-            before = _rows(lambda x: block.expand.norm(block.expand.conv(x, None)), wide, places)
-            _fill(static.expand, _rows(_same, slim, places), before[:, kept])
-        _fill(static.project, _rows(_excited(static), slim, spots), target)
+            before_places = self._places(_same, wide)
+            before = _rows(lambda x: block.expand.norm(block.expand.conv(x, None)), wide, before_places)
+            _fill(static.expand, _rows(_same, slim, before_places), before[:, kept])
+        _fill(static.project, _rows(_excited(static), slim, places), target)
         return _mapped(block, wide), _mapped(static, slim)
 
     def head(self, wide: Tensor, slim: Tensor) -> None:
@@ -143,7 +143,7 @@ class _Fit:
         active = parent.head.activation(hidden)
         logits = _linear(parent.head.classifier, active)
         kept = select(windows, hidden, child.last.conv.out_channels, HEAD_RIDGE)
-        places = self._spots(_same, wide)
+        places = self._places(_same, wide)
         before = _rows(lambda x: parent.last.norm(parent.last.conv(x)), wide, places)
         _fill(child.last, _rows(_same, slim, places), before[:, kept])
         kept = select(active, logits, child.head.hidden.out_features, HEAD_RIDGE)
@@ -151,11 +151,11 @@ class _Fit:
         _fill_linear(child.head.hidden, windows, hidden[:, kept])
         _fill_linear(child.head.classifier, child.head.activation(_linear(child.head.hidden, windows)), logits)
 
-    def _spots(self, layer: Layer, x: Tensor) -> Tensor:
+    def _places(self, layer: Layer, x: Tensor) -> Tensor:
         """Return random places [B, P] of the output of a layer, of which all clips together have about `ROWS`."""
-        places = layer(x[:1])[0, 0].numel()
-        count = min(places, max(1, ROWS // len(x)))
-        drawn = [torch.randperm(places, generator=self._generator)[:count] for _ in x]
+        size = layer(x[:1])[0, 0].numel()
+        count = min(size, max(1, ROWS // len(x)))
+        drawn = [torch.randperm(size, generator=self._generator)[:count] for _ in x]
         return torch.stack(drawn).to(x.device)
 
 
@@ -212,12 +212,12 @@ def _mapped(layer: Layer, x: Tensor) -> Tensor:
     return torch.cat([layer(part) for part in torch.split(x, BATCH)])
 
 
-def _rows(layer: Layer, x: Tensor, spots: Tensor) -> Tensor:
+def _rows(layer: Layer, x: Tensor, places: Tensor) -> Tensor:
     """Return the output of a layer at places [B, P] as rows [B * P, C], in double precision."""
     parts = []
-    for part, places in zip(torch.split(x, BATCH), torch.split(spots, BATCH), strict=True):
+    for part, drawn in zip(torch.split(x, BATCH), torch.split(places, BATCH), strict=True):
         y = layer(part).flatten(2)
-        parts.append(y.gather(2, places[:, None].expand(-1, y.shape[1], -1)).transpose(1, 2).flatten(0, 1))
+        parts.append(y.gather(2, drawn[:, None].expand(-1, y.shape[1], -1)).transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).double()
 
 

@@ -19,7 +19,7 @@ def plot_reliability(
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle="--")
     for found, name, colour in ((before, "before", ORANGE), (after, "after", BLUE)):
-        label = f"{name}: calibration error {found.error:.3f}"
+        label = f"{name}: calibration error {found.error:.2g}"
         axes.plot(found.predicted, found.true, "o-", color=colour, label=label, markersize=6, linewidth=1.6)
         counts.plot(found.predicted, found.counts, "o-", color=colour, markersize=4, linewidth=1.2)
     axes.set_ylabel(truth, fontsize=12, color=SOFT)

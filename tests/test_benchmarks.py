@@ -16,13 +16,15 @@ import pytest
 import soundfile
 import torch
 
-from dymn import Tagger
+from dymn import Tagger, create_model
+from dymn.config import ModelCard
 from dymn.fitting.general import general_background
 from dymn.inference.embedding import Embedder
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import TAGS
 from dymn.inference.formats.writers import json_lines
 from dymn.runtime.opening import open_backend
+from dymn.training.state import RunState, save_state
 from dymn.weights import open_checkpoint
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -200,6 +202,24 @@ def test_thresholds_of_a_student_follow_its_teacher():
     found = load("distilled").thresholds(student, teacher, 10.0)
     assert found["auto"][:2] == pytest.approx([0.15, 0.3], abs=0.02)
     assert found["precise"][0] >= found["auto"][0] and found["auto"][2] not in found["auto"][:2]
+
+
+def test_the_mean_of_runs_is_that_of_their_last_weights(tmp_path):
+    models = [create_model("dymn04", 3, width=0.1, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    for name, model in zip("ab", models, strict=True):
+        (tmp_path / name).mkdir()
+        model.card = ModelCard(name=name, labels=tuple("xyz"))
+        create_model("dymn04", 3, width=0.1).save_pretrained(tmp_path / name)  # averaged over steps, not of interest
+        (tmp_path / name / "model.safetensors").rename(tmp_path / name / "last.safetensors")
+        save_state(RunState(model=model.state_dict()), tmp_path / name / "state.pt")
+    made = load("average").mean_of([tmp_path / "a", tmp_path / "b"])
+    for name, value in made.state_dict().items():
+        wanted = sum(model.state_dict()[name].double() for model in models) / 2
+        torch.testing.assert_close(value.double(), wanted, check_dtype=False)
+    assert made.card.provenance == {"mean_of": ["a", "b"]}
+    save_state(RunState(model=create_model("dymn04", 4, width=0.1).state_dict()), tmp_path / "b" / "state.pt")
+    with pytest.raises(SystemExit, match="different networks"):
+        load("average").mean_of([tmp_path / "a", tmp_path / "b"])
 
 
 def test_scenes_and_pieces_say_what_is_heard_in_them(shared, monkeypatch):

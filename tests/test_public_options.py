@@ -258,7 +258,7 @@ def test_what_cannot_be():
 def test_a_dilated_parent_has_no_heir():
     """Its blocks see what those of a DyMN of the same channels do not."""
     student, parent = create_model("dymn10", 2, width=0.1), create_model("mn10", 2, width=0.1, dilated=True)
-    with pytest.raises(ConfigError, match="same width, head and classes, without dilation"):
+    with pytest.raises(ConfigError, match="same width, head, classes and input channels, without dilation"):
         inherit(student, parent, torch.zeros(2, 1, 32, 50), torch.Generator())
 
 

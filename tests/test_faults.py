@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from dymn.inference.discovery import Discovery
 from dymn.inference.journal import Journal, journal_path
 from dymn.models import pretrained
 from dymn.system.files import atomic_write
+from dymn.system.memory import release_memory
 from dymn.weights import download, transfer
 from dymn.weights.registry import PublishedModel
 
@@ -377,6 +379,28 @@ def test_lack_of_memory_is_an_error_with_a_remedy_and_the_process_survives():
         [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_an_operation_without_memory_held_is_released():
+    class Held:
+        pass
+
+    def work():
+        held = Held()
+        kept.append(weakref.ref(held))
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise ResourceError("no memory") from error
+
+    kept = []
+    try:
+        work()
+    except ResourceError as caught:
+        error = caught
+    assert kept[0]() is not None
+    release_memory(error)
+    assert kept[0]() is None
 
 
 SERVER_WITHOUT_MEMORY = """

@@ -29,6 +29,7 @@ from dymn.serve.metrics import CONTENT_TYPE
 from dymn.serve.service import Question, Service
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import receive
+from dymn.system.memory import release_memory
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
@@ -216,6 +217,8 @@ def _add_errors(app: FastAPI) -> None:
     # Coroutines, for other functions are called in threads, and without memory there may be no new one.
     async def answer(request: Request, error: Exception) -> JSONResponse:
         known = refusal(error)
+        if known.code == "memory":
+            release_memory(error)
         service: Service = request.app.state.service
         if request.url.path == "/v1/tag":
             service.metrics.answers.labels(str(known.status)).inc()

@@ -19,6 +19,7 @@ from dymn.serve.batching import Deadline
 from dymn.serve.errors import Refusal, refusal, within
 from dymn.serve.guard import is_token
 from dymn.serve.service import Question, Service
+from dymn.system.memory import release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
         pass
     except Exception as error:
         known = refusal(error)
+        if known.code == "memory":
+            release_memory(error)
         if known.status == 500:
             logger.exception("A live connection failed.")
         service.metrics.refused.labels(known.code).inc()

@@ -87,10 +87,7 @@ def test_a_partly_dynamic_network(parent):
 
 
 def test_from_the_published_network(shared):
-    path = shared / "weights" / "mn04_as_mAP_432.pt"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    published = load_model(path)
+    published = load_model(shared / "weights" / "mn04_as_mAP_432.pt")
     x = log_mels(8, 128, 100)
     fresh = create_model("dymn04", generator=generator(3))
     calibrate(fresh, x)

@@ -160,10 +160,7 @@ def test_other_residual_connections_and_stems(wide, slim):
 
 
 def test_the_published_network_at_half_its_width(shared):
-    path = shared / "weights" / "mn04_as_mAP_432.pt"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    published = load_model(path)
+    published = load_model(shared / "weights" / "mn04_as_mAP_432.pt")
     x = log_mels(24, 128, 100)
     made = narrow(published, model_config("dymn04", width=0.2), x, generator(3))
     assert agreement(made, published, log_mels(12, 128, 100, seed=8)) > 0.8

@@ -70,6 +70,7 @@ class _Fit:
 
     def __init__(self, parent: MobileNet, child: MobileNet, generator: torch.Generator) -> None:
         self.parent, self.child = parent, child
+        self._blocks: list[Any] = list(child.blocks)
         self._generator = generator
 
     def stem(self, log_mel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,10 +115,6 @@ class _Fit:
             found += [shared] * len(outputs)
             outputs.clear()
         return found
-
-    @property
-    def _blocks(self) -> list[Any]:
-        return list(self.child.blocks)
 
     def block(self, number: int, combinations: Tensor, wide: Tensor, slim: Tensor) -> tuple[Tensor, Tensor]:
         """Fill a block; return the outputs of the two networks."""

@@ -201,7 +201,7 @@ class Prepared:
         if parent is not None:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
         teacher_output = None if self.teachers is None else self.teachers.teach(log_mel[:SAMPLE_CLIPS])
-        if settings.prior and has_fresh_head(model):
+        if settings.prior and not self.state.model and has_fresh_head(model):
             if teacher_output is not None:
                 prior: Tensor | None = teacher_output.logits.mean(dim=0)
             else:

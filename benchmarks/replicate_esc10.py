@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(options.threads)
     for number in range(options.runs):
-        for fold in FOLDS:
+        for fold in options.folds:
             teacher = fine_tuned_teacher(options, fold)
             for cell in CELLS:
                 answer_of(options, cell, number, fold, teacher)
@@ -262,6 +262,9 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--out", required=True)
     work.add_argument("--width", type=float, default=0.2)
     work.add_argument("--runs", type=int, default=3)
+    work.add_argument(
+        "--folds", type=int, nargs="+", choices=FOLDS, default=FOLDS, help="Other processes may run the other folds."
+    )
     work.add_argument("--epochs", type=int, default=EPOCHS)
     work.add_argument("--device", default="cpu")
     work.add_argument("--threads", type=int, default=1)

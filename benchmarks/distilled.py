@@ -170,6 +170,8 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="Write the figures to this file too.")
     options = parser.parse_args()
+    if options.calibrate is None and (options.offset is not None or options.plot is not None):
+        parser.error("--offset and --plot need --calibrate FILE")
     device = resolve_device(options.device)
     models = [load_model(name, device=device).eval() for name in options.model]
     teacher = load_model(options.teacher, device=device).eval()

@@ -267,3 +267,42 @@ def test_background_is_drawn_from_one_half_of_the_sources_and_embedded(tmp_path,
     embedded = Embedder(open_backend(stored)).embed(tmp_path / f"{keys[0]}.opus", fill="repeat").vector
     assert found.seconds.tolist() == pytest.approx([len(dog) / rate] * 6, abs=1e-2)
     assert np.abs(found.vectors[0] - embedded).mean() < 0.1 * np.abs(embedded).mean()
+
+
+def test_a_variant_of_the_recipe_changes_the_loss_for_its_run_only():
+    from dymn.training import losses
+
+    variants = load("variants")
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(3, 5), torch.rand(3, 5)
+    targets = losses.Targets(torch.zeros(3, 5), torch.ones(3, 5), teacher, torch.ones(3))
+
+    def loss():
+        return losses.loss_terms(logits, targets, label_weight=0.0).teacher
+
+    cells = torch.nn.functional.binary_cross_entropy_with_logits(logits, teacher, reduction="none")
+    usual = loss()
+    torch.testing.assert_close(usual, cells.mean())
+    with variants.VARIANTS["focal loss"].applied():
+        torch.testing.assert_close(loss(), (cells * (logits.sigmoid() - teacher).abs()).mean())
+    with variants.VARIANTS["certain classes count more"].applied():
+        torch.testing.assert_close(loss(), (cells * (1 + 4 * teacher)).mean())
+    assert loss() == usual
+
+
+def test_variants_are_reported_when_their_last_epoch_is_logged(tmp_path):
+    variants = load("variants")
+    row = {"val_distillation": 0.00336, "val_confidence": 0.5792, "val_top1_agreement": 0.4871, "val_teacher_mAP": 0.43}
+    for name, epochs in (("reference", 4), ("focal loss", 3)):
+        folder = tmp_path / name.replace(" ", "_")
+        folder.mkdir()
+        (folder / "log.jsonl").write_text("".join(json.dumps({"epoch": i} | row) + "\n" for i in range(epochs)))
+    assert variants.report(tmp_path).splitlines()[2:] == ["| reference | 0.00336 | 0.579 | 48.7% | 0.430 |"]
+
+
+@pytest.mark.parametrize("words", [("--offset", "0.1"), ("--plot", "x.png")])
+def test_distilled_refuses_options_of_a_calibration_without_one(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distilled.py", "corpora", *words])
+    with pytest.raises(SystemExit, match="2"):
+        load("distilled").main()
+    assert "need --calibrate FILE" in capsys.readouterr().err

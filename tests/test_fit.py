@@ -344,6 +344,8 @@ def test_annotations_after_the_end_of_a_recording_are_told(base, tmp_path, caplo
     assert "such as 'bark' at 100 s" in told
     empty = [target for place, target in zip(examples.places, examples.targets, strict=True) if "street" in place.path]
     assert empty and not np.any(empty)
+    quiet = 7.142 + 3.0  # all of one, and 3 to 6 s of the other; overlapping windows count once
+    assert np.isclose(3600 * examples.background_hours(), quiet, atol=0.001)
 
 
 def test_notes_propose_no_options_that_fit_lacks(clips, base, tmp_path, caplog):

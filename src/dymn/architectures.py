@@ -287,7 +287,7 @@ def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
 MN: dict[str, Any] = {"dynamic_blocks": "none", "attention": "se", "attention_blocks": "se"}
 FRAMES = {"table": "framewise", "head": "frames"}
 MODELS: dict[str, dict[str, Any]] = {
-    **{f"dymn{round(10 * width):02d}": {"width": width} for width in (0.4, 0.6, 1.0, 2.0)},
+    **{f"dymn{round(10 * width):02d}": {"width": width} for width in (0.2, 0.4, 0.6, 1.0, 2.0)},
     **{f"dymn{round(10 * width):02d}_replace_se": {"width": width, "dynamic_blocks": "se"} for width in (0.4, 1.0)},
     **{f"mn{round(10 * width):02d}": {"width": width, **MN} for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)},
     **{f"fmn{round(10 * width):02d}": {"width": width, **MN, **FRAMES} for width in (0.4, 0.6, 1.0, 2.0, 3.0)},

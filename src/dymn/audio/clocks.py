@@ -61,7 +61,7 @@ def begin_of(source: Any, notes: Notes) -> Begin | None:
     Raises:
         AudioError: if the file cannot be opened.
     """
-    found = [*_in_header(source, notes), *_in_name(source)]
+    found = [*_in_header(source, notes), *_in_name(source, notes)]
     if not found:
         notes.add(NO_CLOCK)
         return None
@@ -96,18 +96,23 @@ def _in_header(source: Any, notes: Notes) -> Iterator[Begin]:
         if time:
             yield Begin(time, name)
         elif int(match["Y"]):  # zeros are a field that was left empty
-            notes.add(f'the start time in its {name} does not exist and is ignored: "{visible(match[0])}".')
+            _report_impossible(match, name, notes)
 
 
-def _in_name(source: Any) -> Iterator[Begin]:
+def _in_name(source: Any, notes: Notes) -> Iterator[Begin]:
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     stem = os.path.basename(display(name)) if isinstance(name, (str, os.PathLike)) and name else ""
-    for pattern in _NAMES:
-        match = pattern.search(stem)
-        time = match and _time(match)
-        if time:
+    matches = [match for pattern in _NAMES if (match := pattern.search(stem))]
+    for match in matches:
+        if time := _time(match):
             yield Begin(time, "file name")
             return
+    for match in matches:
+        _report_impossible(match, "file name", notes)
+
+
+def _report_impossible(match: re.Match[str], name: str, notes: Notes) -> None:
+    notes.add(f'the start time in its {name} does not exist and is ignored: "{visible(match[0])}".')
 
 
 def _texts(content: Content) -> dict[str, str]:

@@ -79,9 +79,14 @@ class LabelledWindows:
         return np.asarray(~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made)
 
     def background_hours(self, general: bool = False) -> float:
-        """Return hours of background of the user, or of dymn."""
+        """Return hours of background of the user, or of dymn; where windows overlap, they count once."""
         chosen = self.background & (self.general == general)
-        return sum(place.end - place.start for place, use in zip(self.places, chosen, strict=True) if use) / 3600
+        total, path, reached = 0.0, "", 0.0
+        for place in sorted(place for place, use in zip(self.places, chosen, strict=True) if use):
+            reached = reached if place.path == path else place.start
+            total += max(0.0, place.end - max(place.start, reached))
+            path, reached = place.path, max(reached, place.end)
+        return total / 3600
 
     def groups_of(self, column: int) -> set[str]:
         """Return the groups in which a class is heard."""

@@ -42,11 +42,24 @@ EPOCHS, RATE, TAU, TAU_EPOCHS, LAMBDA = 40, 1e-3, 30.0, 6, 0.1
 NETWORKS = {"mn": "MN", "dymn": "DyMN"}
 TEACHING = {"labels": "labels", "teacher": "labels and teacher"}
 WEIGHTS = {"random": "random", "trained": "pre-trained"}
+PLAN_FILE = "plan.json"
 BEGIN, END = "<!-- Table IV: begin -->", "<!-- Table IV: end -->"
 INTRODUCTION = """
-ESC-10 in five folds, width 0.2, {runs} runs of {epochs} epochs for each cell, the teacher `mn04_as` fine-tuned on each
-fold and online. Pre-trained networks start with the weights of experiment A. Accuracy over 400 clips, mean over runs;
-in brackets, each run. Differences with the 95 % interval of a paired bootstrap over clips; McNemar's p for each run.
+Networks of width {width:g} are trained on ESC-10 in five folds, {runs} with {epochs} epochs for each combination of
+settings. The teacher is `mn04_as`, fine-tuned on the training clips of each fold; it is online and receives the same
+mixtures. *Pre-trained* networks start from the final weights of claim A. Accuracy is that over all 400 clips, each
+classified by the network that was not trained on its fold{each}.
+"""
+COMPARISON = """
+The next table shows the effect of each factor with the other two fixed: the difference in accuracy in percentage
+points, with the 95 % interval of a paired bootstrap over clips, and the p-value of McNemar's exact test{each}.
+"""
+COMMANDS = """
+<!-- not run: it takes hours -->
+```console
+$ python benchmarks/replicate_esc10.py run --esc10 ESC10 --teacher mn04_as --weights results --out results/esc10
+$ python benchmarks/replicate_esc10.py report results/esc10
+```
 """
 
 
@@ -97,11 +110,26 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
+    check_plan(options)
     for number in range(options.runs):
         for fold in options.folds:
             teacher = fine_tuned_teacher(options, fold)
             for cell in CELLS:
                 answer_of(options, cell, number, fold, teacher)
+
+
+def check_plan(options: argparse.Namespace) -> None:
+    """Write down what decides the results.
+
+    Raises:
+        SystemExit: if the folder holds results of another plan.
+    """
+    path = Path(options.out) / PLAN_FILE
+    plan = {"epochs": options.epochs, "width": options.width, "rate": RATE, "lambda": LAMBDA, "tau": TAU}
+    if path.exists() and (old := json.loads(path.read_text(encoding="utf-8"))) != plan:
+        raise SystemExit(f"{options.out} holds results of another plan: {old}, not {plan}. Choose another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan), encoding="utf-8")
 
 
 def answer_of(options: argparse.Namespace, cell: Cell, number: int, fold: int, teacher: Path) -> None:
@@ -186,13 +214,14 @@ def trained_weights(options: argparse.Namespace, network: str, number: int) -> P
 
 
 def read(folder: Path) -> tuple[dict[Cell, npt.NDArray[np.bool_]], float]:
-    """Return which clips each cell has right, [runs, N], of the runs that are whole, and the hours of training.
+    """Return which clips each cell has right, [runs, N], of the runs that are whole, and the hours of all training.
 
     Raises:
         SystemExit: if no run is whole.
     """
     rows: dict[Cell, list[list[bool]]] = {cell: [] for cell in CELLS}
-    seconds = 0.0
+    results = [path / "result.json" for path in (folder / "teacher").glob("fold*")]
+    seconds = sum(json.loads(path.read_text(encoding="utf-8"))["train_seconds"] for path in results if path.exists())
     for place in sorted(folder.glob("run*")):
         files = {cell: [place / cell.name / f"fold{fold}.json" for fold in FOLDS] for cell in CELLS}
         if not all(path.exists() for paths in files.values() for path in paths):
@@ -218,37 +247,57 @@ def effects(right: dict[Cell, npt.NDArray[np.bool_]]) -> list[tuple[str, Cell, C
     return found
 
 
-def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, epochs: int) -> str:
+def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, plan: dict[str, Any]) -> str:
     """Return the section of the page."""
     runs = len(right[CELLS[0]])
-    lines = ["## Table IV. Distillation, pre-training and dynamic parts add up", ""]
-    lines += [" ".join(INTRODUCTION.format(runs=runs, epochs=epochs).split()), ""]
-    lines += ["| | accuracy |", "| --- | --- |"]
+    each = "" if runs == 1 else ", as the mean over the runs and, in parentheses, that of each run"
+    values = plan | {"runs": "one run" if runs == 1 else f"{runs} runs", "each": each}
+    lines = ["## Table IV: distillation, pre-training and dynamic parts add up", ""]
+    lines += [" ".join(INTRODUCTION.format(**values).split()), "", "| | accuracy |", "| --- | --- |"]
     for cell, rows in right.items():
-        each = ", ".join(f"{100 * value:.2f}" for value in rows.mean(axis=1))
-        lines.append(f"| {cell.title} | {100 * rows.mean():.2f} % ({each}) |")
-    lines += ["", "| factor | for | difference | McNemar's p | |", "| --- | --- | --- | --- | --- |"]
+        found = [f"{100 * value:.2f}" for value in rows.mean(axis=1)]
+        spread = f" ({', '.join(found)})" if runs > 1 else ""
+        lines.append(f"| {cell.title} | {100 * rows.mean():.2f} %{spread} |")
+    lines += ["", " ".join(COMPARISON.format(each="" if runs == 1 else " for each run").split()), ""]
+    lines += ["| factor | for | difference | p | |", "| --- | --- | --- | --- | --- |"]
+    verdicts = []
     for factor, low, _, interval, tests in effects(right):
         rest = low.title.split(", ")
-        place = {"dynamic parts": rest[1:], "teacher": [rest[0], rest[2]], "pre-training": rest[:2]}[factor]
-        values = [100 * value for value in interval]
+        place = ", ".join({"dynamic parts": rest[1:], "teacher": [rest[0], rest[2]], "pre-training": rest[:2]}[factor])
+        difference = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in interval)).replace("-", "\u2212")
         verdict = "helps" if interval.low > 0 else "harms" if interval.high < 0 else "not decided"
-        cells = [factor, ", ".join(place), f"{values[0]:+.2f} [{values[1]:+.2f}, {values[2]:+.2f}]"]
-        lines.append(f"| {' | '.join(cells)} | {', '.join(f'{p:.3g}' for p in tests)} | {verdict} |")
-    return "\n".join([*lines, "", f"{hours:.1f} hours of training.", ""]).replace("| -", "| −")
+        verdicts.append((verdict, f"{factor} ({place})"))
+        lines.append(f"| {factor} | {place} | {difference} | {', '.join(f'{p:.3g}' for p in tests)} | {verdict} |")
+    lines.append("")
+    for verdict, words in (("harms", "Opposite to the paper"), ("not decided", "Not shown")):
+        if named := [place for found, place in verdicts if found == verdict]:
+            lines.append(f"- {words}: {'; '.join(named)}.")
+    lines += ["", f"Training took {hours:.1f} hours, that of the teachers included."]
+    return "\n".join(lines) + "\n" + COMMANDS
 
 
 def write_report(options: argparse.Namespace) -> None:
     """Put the section into the page, at its end or in the place of an earlier one."""
-    right, hours = read(Path(options.out))
-    section = f"{BEGIN}\n{text_of(right, hours, options.epochs)}{END}\n"
-    page = Path(options.page)
+    folder, page = Path(options.out), Path(options.page)
+    if not (folder / PLAN_FILE).exists():
+        raise SystemExit(f"{folder} holds no {PLAN_FILE}, which `run` writes.")
+    right, hours = read(folder)
+    plan = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+    section = f"{BEGIN}\n\n{text_of(right, hours, plan)}\n{END}\n"
     old = page.read_text(encoding="utf-8") if page.exists() else "# Replication\n"
-    if BEGIN in old:
-        before, _, after = old.partition(BEGIN)
-        page.write_text(before + section.rstrip("\n") + after.partition(END)[2], encoding="utf-8")
-    else:
-        page.write_text(f"{old.rstrip()}\n\n{section}", encoding="utf-8")
+    page.write_text(with_section(old, section), encoding="utf-8")
+
+
+def section_of(page: str) -> str:
+    """Return the section of a page with its marks, or nothing."""
+    return page[page.index(BEGIN) : page.index(END) + len(END)] + "\n" if BEGIN in page else ""
+
+
+def with_section(page: str, section: str) -> str:
+    """Return a page with a section in the place of its old one, or at its end; unchanged without a section."""
+    if old := section_of(page):
+        return page.replace(old, section)
+    return f"{page.rstrip()}\n\n{section}" if section else page
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,7 +320,6 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="Write the section of the page.")
     report.add_argument("out")
     report.add_argument("--page", default="docs/replication.md")
-    report.add_argument("--epochs", type=int, default=EPOCHS)
     return main
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace as but
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -340,3 +341,14 @@ def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     assert "Unfinished, measured where they stopped: dymn-seed2 (50 %)" in (tmp_path / "page.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_what_runaway_clips_hide_is_said():
+    from replicate_report import _without_runaways
+
+    excess = {"dymn": np.full((2, 4), 0.002), "dymn_tau1": np.full((2, 4), 0.003)}
+    excess["dymn_tau1"][1, 3], excess["dymn"][:, 3] = 50.0, 0.09
+    part = SimpleNamespace(excess=excess, title=lambda arm: {"dymn": "DyMN", "dymn_tau1": "DyMN, temperature 1"}[arm])
+    told = _without_runaways(part, ("dymn", "dymn_tau1"), ["dymn_tau1"])
+    assert told.startswith("A few runaway clips dominate the mean excess of DyMN, temperature 1.")
+    assert told.endswith("it is 2.000 for DyMN; 3.000 for DyMN, temperature 1.")

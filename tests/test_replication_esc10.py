@@ -53,6 +53,10 @@ def test_the_section_says_what_the_answers_say(tmp_path):
                 path = tmp_path / "out" / f"run{number}" / cell.name / f"fold{fold}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps({"right": right, "seconds": 90.0}))
+    plan = {"epochs": 30, "width": 0.2}
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "out" / "teacher" / "fold1").mkdir(parents=True)
+    (tmp_path / "out" / "teacher" / "fold1" / "result.json").write_text('{"train_seconds": 3600}')
     unfinished = tmp_path / "out" / "run2" / CELLS[0].name
     unfinished.mkdir(parents=True)
     (unfinished / "fold1.json").write_text('{"right": {}, "seconds": 1}')
@@ -61,11 +65,34 @@ def test_the_section_says_what_the_answers_say(tmp_path):
     for _ in range(2):  # the second time in the place of the first
         main(["report", str(tmp_path / "out"), "--page", str(page)])
     text = page.read_text()
-    assert text.count(BEGIN) == 1 and "Before." in text and "2 runs of 40 epochs" in text and "2.0 hours" in text
+    assert text.count(BEGIN) == 1 and "Before." in text and "2 runs with 30 epochs" in text and "3.0 hours" in text
+    separators = [line for line in text.splitlines() if line.startswith("| -")]
+    assert separators == ["| --- | --- |", "| --- | --- | --- | --- | --- |"]
+    assert "\u2212" in text and "- Not shown: " in text
     rows = [line for line in text.splitlines() if line.startswith("| teacher |")]
     assert len(rows) == 4 and all(row.endswith("| helps |") for row in rows)
     rows = [line for line in text.splitlines() if line.startswith(("| pre-training |", "| dynamic parts |"))]
     assert len(rows) == 8 and sum("not decided" in row for row in rows) >= 6
+
+
+def test_a_report_of_the_other_claims_keeps_the_section():
+    from replicate_esc10 import BEGIN, END, section_of, with_section
+
+    section = f"{BEGIN}\n\nTable.\n\n{END}\n"
+    page = with_section("# Replication\n", section)
+    assert page == f"# Replication\n\n{section}" and section_of(page) == section
+    assert with_section("# New\n", section_of(page)) == f"# New\n\n{section}"
+    assert with_section("# New\n", section_of("# Replication\n")) == "# New\n"
+
+
+def test_results_of_another_plan_are_not_mixed(tmp_path):
+    from replicate_esc10 import main
+
+    words = ["run", "--esc10", str(tmp_path), "--weights", str(tmp_path), "--out", str(tmp_path / "out"), "--runs", "0"]
+    main(words)
+    main(words)
+    with pytest.raises(SystemExit, match="holds results of another plan"):
+        main([*words, "--epochs", "7"])
 
 
 def test_a_cell_is_trained_from_the_weights_of_experiment_a(shared, tmp_path):

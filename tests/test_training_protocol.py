@@ -1,6 +1,7 @@
 """The paper's protocol: repeated runs, the last epochs on the test set, the terms of eq. 8, apart from model choice."""
 
 import json
+import math
 import statistics
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dymn.cli import app
+from dymn.commands.epochs import figure
 from dymn.data import open_source
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError
@@ -51,6 +53,28 @@ def test_the_last_epochs_are_measured_and_choose_nothing(clips, tmp_path):
     assert last_epochs(records, 3) == last_epochs(records, 0) == {}  # not measured in all of them
     with pytest.raises(ConfigError, match=r"test_epochs cannot be combined with schedule\.seconds"):
         parse({"data": {"test_epochs": 1}, "schedule": {"seconds": 9.0}})
+    with pytest.raises(ConfigError, match=r"data\.test_epochs is 4, but the run has 3 epochs"):
+        parse({"data": {"test_epochs": 4}, "schedule": {"epochs": 3}})
+    with pytest.raises(ConfigError, match=r"data\.test_epochs is 1, but there are no test clips"):
+        train(
+            run(clips, tmp_path / "none", schedule={"epochs": 1}, data={"holdout": None, "test": "", "test_epochs": 1})
+        )
+
+
+def test_means_over_epochs_of_groups_and_of_metrics_that_are_infinite(caplog):
+    """A d-prime is infinite where all clips are ranked right."""
+    rows = [(math.inf, 0.5, {"a": 1.0, "b": 0.0}), (2.0, 0.7, {"a": 0.5, "b": 0.5})]
+    for order in (rows, rows[::-1]):
+        records = [{"test_d_prime": d, "test_mAP": m, "test_accuracy_by_device": g, "loss": 1.0} for d, m, g in order]
+        found = last_epochs(records, 2)
+        assert found == {
+            "test_mAP_last_2": pytest.approx(0.6),
+            "test_accuracy_by_device_last_2": {"a": 0.75, "b": 0.25},
+        }
+    assert sum("test_d_prime has no finite value" in line for line in caplog.messages) == 2
+    assert last_epochs(records[:1], 2) == {}  # fewer epochs
+    assert figure("test_accuracy_last_10", 0.3333) == figure("test_accuracy_by_device.s1", 0.3333) == "33.33 %"
+    assert figure("test_mAP_last_10", 0.3333) == "0.3333"
 
 
 def test_the_terms_of_the_loss_are_logged(clips, tmp_path):
@@ -86,6 +110,8 @@ def test_repeated_runs(clips, tmp_path):
     one = run(clips, tmp_path / "one", schedule={"epochs": 1}, data=SPLITS, run={"seed": 4})
     assert train(one)["val_accuracy"] == values[1]  # a repeated run is the run of its seed
     spread = summarised([{"mAP": 0.1, "name": "x"}, {"mAP": 0.4, "name": "x"}])
+    devices = summarised([{"by_device": {"a": 0.1}}, {"by_device": {"a": 0.3, "b": 1.0}}])
+    assert list(devices) == ["by_device.a"] and devices["by_device.a"]["mean"] == pytest.approx(0.2)
     assert spread == {"mAP": {"mean": 0.25, "std": pytest.approx(0.3 / 2**0.5), "values": [0.1, 0.4]}}
     for seeds, problem in (([1, 1], "contains a seed twice"), ([-1], r"run\.seeds is -1")):
         with pytest.raises(ConfigError, match=problem):

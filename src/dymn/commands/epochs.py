@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -105,7 +106,7 @@ def cell(column: str, value: Any) -> str:
 
 def figure(name: str, value: float) -> str:
     """Return a figure of a result: a share in per cent, anything else with four digits after the point."""
-    bare = name.removeprefix("val_").removeprefix("test_")
+    bare = re.sub(r"^(val_|test_)|(_by_device(?=_last_|\.|$)|_last_\d+|\..*)", "", name)
     return f"{100 * value:.2f} %" if bare in SHARES else f"{value:.4f}"
 
 

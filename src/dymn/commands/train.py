@@ -282,6 +282,14 @@ def train_all_folds(config: TrainConfig, quiet: bool) -> dict[str, Any]:
     return result
 
 
+def is_mean_of_epochs(name: str, value: object) -> bool:
+    """Whether a value of a result is that of a metric, averaged over the last epochs."""
+    from dymn.commands.epochs import FIGURES
+
+    bare = name.removeprefix("test_").rpartition("_last_")[0]
+    return bare in FIGURES and isinstance(value, float)
+
+
 def summarise(result: dict[str, Any]) -> None:
     """Print the figures of a run, and how to use its checkpoint."""
     from dymn.commands.epochs import FIGURES, duration, figure
@@ -294,5 +302,8 @@ def summarise(result: dict[str, Any]) -> None:
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:
             say(f"On the {name} clips: {', '.join(found)}.")
+    last = [f"{name} {figure(name, value)}" for name, value in result.items() if is_mean_of_epochs(name, value)]
+    if last:
+        say(f"Means over epochs: {', '.join(last)}.")
     say(f"Checkpoint: {result['checkpoint']}")
     say(f"Tag with it: dymn tag RECORDING --model {shlex.quote(str(result['checkpoint']))}")

@@ -56,7 +56,7 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     """Return the configured splits of an open dataset, and the teacher's table; create the cache if needed.
 
     Raises:
-        ConfigError: if no split to train on is named.
+        ConfigError: if no split to train on is named, or epochs are to be evaluated on test clips and there are none.
         DataError: if the dataset has no such split, or the table is missing or damaged.
     """
     settings, task = config.data, data.task
@@ -70,6 +70,11 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     train = part(settings.train)
     if train is None:
         raise ConfigError("data.train is empty; it must be the split to train on.")
+    if settings.test_epochs and not settings.test:
+        raise ConfigError(
+            f"data.test_epochs is {settings.test_epochs}, but there are no test clips to evaluate these epochs on. Add "
+            "test clips and name their split in data.test, or set data.test_epochs=0."
+        )
     return Inputs(
         task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds
     )

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -40,6 +42,8 @@ from dymn.training.settings import TrainConfig
 from dymn.training.state import PartialEpoch, save_state
 from dymn.training.step import Share, Step
 from dymn.weights.format import BEST_FILE
+
+logger = logging.getLogger(__name__)
 
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
 
@@ -149,8 +153,9 @@ class Run(Prepared):
             measured = self._measure(self.inputs.val)
             record |= {f"val_{name}": value for name, value in measured.items() if isinstance(value, (int, float))}
         if self.is_main and self.inputs.test is not None and epoch >= schedule.epochs - self.config.data.test_epochs:
-            tested = numbers(self._test(self.result_network).figures)
-            record |= {f"test_{name}": value for name, value in tested.items()}
+            tested = self._test(self.result_network).figures
+            kinds = (int, float, Mapping)
+            record |= {f"test_{name}": value for name, value in tested.items() if isinstance(value, kinds)}
         return record
 
     def _backward(
@@ -356,11 +361,25 @@ def _validation(record: Record) -> Record:
 
 
 def last_epochs(history: Sequence[Record], n: int) -> Record:
-    """Return the means of the test metrics over the last n epochs, as in the paper (Sec. IV-C)."""
+    """Return the means of the test metrics over the last n epochs, as in the paper (Sec. IV-C).
+
+    A metric without a finite value in each of these epochs is left out and logged. Figures of groups, such as recording
+    devices, are averaged for each group.
+    """
     measured = [{key: value for key, value in record.items() if key.startswith("test_")} for record in history[-n:]]
-    if n == 0 or not all(measured):
+    if n == 0 or len(measured) < n or not all(measured):
         return {}
-    return {f"{name}_last_{n}": sum(record[name] for record in measured) / n for name in measured[0]}
+    found: Record = {}
+    for name in dict.fromkeys(name for record in measured for name in record):
+        values = [record.get(name) for record in measured]
+        if all(isinstance(value, Mapping) for value in values):
+            groups = [group for group in values[0] if all(group in value for value in values)]
+            found[f"{name}_last_{n}"] = {group: statistics.fmean(value[group] for value in values) for group in groups}
+        elif all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            found[f"{name}_last_{n}"] = statistics.fmean(values)
+        else:
+            logger.warning("%s has no finite value in some of the last %d epochs; its mean is left out.", name, n)
+    return found
 
 
 def numbers(values: Record) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,27 @@ def train_repeats(config: TrainConfig, work: Callable[[TrainConfig], Record]) ->
 
 
 def summarised(results: list[Record]) -> dict[str, dict[str, Any]]:
-    """Return values, mean and standard deviation of each number that all results have."""
-    names = [name for name in results[0] if all(_is_number(result.get(name)) for result in results)]
+    """Return values, mean and standard deviation of each number that all results have.
+
+    Numbers of groups, such as those of recording devices, are called "name.group".
+    """
+    flat = [_flat(result) for result in results]
+    names = [name for name in flat[0] if all(_is_number(result.get(name)) for result in flat)]
     found = {}
     for name in names:
-        values = [float(result[name]) for result in results]
+        values = [float(result[name]) for result in flat]
         spread = statistics.stdev(values) if len(values) > 1 else None
         found[name] = {"mean": statistics.fmean(values), "std": spread, "values": values}
+    return found
+
+
+def _flat(result: Record) -> Record:
+    found: Record = {}
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{group}": number for group, number in value.items()}
+        else:
+            found[name] = value
     return found
 
 

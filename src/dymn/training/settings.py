@@ -327,6 +327,11 @@ class TrainConfig:
             "advance.",
         )
         check(
+            self.data.test_epochs <= self.schedule.epochs,
+            f"data.test_epochs is {self.data.test_epochs}, but the run has {self.schedule.epochs} epochs "
+            "(schedule.epochs). Set data.test_epochs to a smaller number, or use more epochs.",
+        )
+        check(
             self.data.sampling != "teacher" or bool(self.teacher.models),
             "data.sampling is 'teacher', which needs an online teacher (teacher.models).",
         )

@@ -1,5 +1,6 @@
 """Several models as one: the mean of their logits, whichever backend computes them."""
 
+import csv
 import dataclasses
 import json
 import subprocess
@@ -98,7 +99,7 @@ def test_an_ensemble_has_no_thresholds_of_its_first_model(tmp_path):
     networks = [network(seed, tmp_path)[0] for seed in range(2)]
     provenance = {"thresholds": {"auto": [0.5] * len(LABELS)}, "calibration": "x", "config": {"data": {"seconds": 5}}}
     networks[0].card = dataclasses.replace(networks[0].card, provenance=provenance)
-    assert MeanOfLogits(networks).card.provenance.keys() == {"config", "members", "sha256"}
+    assert MeanOfLogits(networks).card.provenance.keys() == {"members", "sha256"}
 
 
 def test_evaluation_and_tagging_without_pytorch(tmp_path):
@@ -230,3 +231,37 @@ def test_serving(pair):
         answer = client.post("/v1/tag", params={"top_k": 3, "threshold": 0}, content=clip.read_bytes()).json()
     expected = {tag.label: tag.score for tag in tagger.tag(clip, top_k=3)}
     assert {tag["label"]: tag["score"] for tag in answer["tags"]} == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_ensemble_is_evaluated_on_windows_of_no_single_member(tmp_path):
+    """Models that were trained with other windows do not depend on which one is named first."""
+    write_clips(tmp_path / "clips" / "test", 4)
+    paths = []
+    for seed, data in enumerate(({"seconds": 0.5, "fill": "repeat"}, {"seconds": 0.25, "fill": "pad"})):
+        model, path = network(seed, tmp_path, labels=("high", "low"))
+        model.card = dataclasses.replace(model.card, provenance={"config": {"data": data}})
+        pretrained.save(model, path)
+        paths.append(path)
+    words = ["--data", str(tmp_path / "clips"), "--format", "json"]
+    refused = CliRunner().invoke(app, ["evaluate", "+".join(paths), *words])
+    assert refused.exit_code == 2 and "m0 0.5 s (repeat), m1 0.25 s (pad)" in refused.output
+    refused = CliRunner().invoke(app, ["evaluate", "+".join(paths), *words, "--seconds", "0.5"])
+    assert "Set --seconds and --fill" in refused.output
+    tables = []
+    for i, order in enumerate((paths, paths[::-1])):
+        table = tmp_path / f"{i}.csv"
+        given = [*words, "--seconds", "0.5", "--fill", "pad", "--predictions", str(table)]
+        assert CliRunner().invoke(app, ["evaluate", "+".join(order), *given]).exit_code == 0
+        rows = list(csv.reader(table.open(newline="", encoding="utf-8")))[1:]
+        tables.append(np.array([[float(value) for value in row[3:]] for row in rows]))
+    np.testing.assert_allclose(*tables, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [("--model", "a", "--model=b"), ("-m", "a", "-mb")])
+def test_a_second_model_is_refused_not_taken_instead_of_the_first(words, tmp_path):
+    refused = CliRunner().invoke(app, ["tag", str(tmp_path), *words])
+    assert "--model is given 2 times. Write the models of an ensemble as --model a+b." in refused.output
+    refused = CliRunner().invoke(app, ["tag", str(tmp_path), "--model", "mn04_as", "dymn04_open"])
+    assert "dymn04_open is the name of a model" in refused.output
+    kept = CliRunner().invoke(app, ["tag", "--model", "no_such_model", "--", "--model"])
+    assert "--model is given" not in kept.output

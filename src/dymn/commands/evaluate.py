@@ -56,6 +56,7 @@ def evaluate(
     seconds: Annotated[
         float | None, seconds_option("Length of a window. The default is the length used in training.", DATA)
     ] = None,
+    fill: options.ClipFill = None,
     workers: options.ClipWorkers = 0,
     batch_size: options.ClipBatch = 16,
     per_class: Annotated[
@@ -122,7 +123,8 @@ def evaluate(
         "--collar": collar, "--method": method, "--threshold": threshold, "--off-threshold": off_threshold,
         "--median": median, "--min-gap": min_gap, "--min-duration": min_duration or None,
     }, {
-        "--split": split, "--fold": fold, "--seconds": seconds, "--predictions": predictions, "--confusion": confusion,
+        "--split": split, "--fold": fold, "--seconds": seconds, "--fill": fill, "--predictions": predictions,
+        "--confusion": confusion,
     })  # fmt: skip
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
@@ -167,6 +169,7 @@ def evaluate(
             split=split,
             fold=fold,
             seconds=seconds,
+            fill=fill,
             batch_size=batch_size,
             workers=workers,
             precision=precision,

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from dymn.commands.imports import import_module
-from dymn.commands.wrong_use import plainly
+from dymn.commands.wrong_use import plainly, values_of
 from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
@@ -40,12 +40,24 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
         words = list(respelled(args, OLDER.get(self.name or "", {})))
+        self._check_models(words)
         try:
             return super().parse_args(ctx, list(words))
         except Exception as error:
             if hasattr(error, "message"):  # typer's own, of wrong use
                 error.message = plainly(error.message, getattr(getattr(error, "param", None), "opts", ()), words)
             raise
+
+    def _check_models(self, words: list[str]) -> None:
+        """Raise a ConfigError if there are several --model, of which typer would take the last, where one is meant."""
+        words = words[: words.index("--")] if "--" in words else words
+        for param in self.params:
+            models = [*values_of(param.opts, words)] if param.name == "model" and not param.multiple else []
+            if len(models) > 1:
+                raise ConfigError(
+                    f"--model is given {len(models)} times. Write the models of an ensemble as "
+                    f"--model {'+'.join(reversed(models))}."
+                )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whether warnings are shown is then as before.
@@ -293,6 +305,14 @@ KindOption = Annotated[
 ]
 ClipWorkers = Annotated[int, number_option("Number of processes that decode clips.", RUN_PANEL, least=0)]
 ClipBatch = Annotated[int, number_option("Number of clips per batch.", RUN_PANEL)]
+ClipFill = Annotated[
+    Literal["pad", "repeat"] | None,
+    typer.Option(
+        help="How shorter clips are filled: with zeros (pad) or by repetition (repeat). The default is as in the "
+        "model's training.",
+        rich_help_panel=DATA,
+    ),
+]
 ReportFormat = Annotated[Literal["table", "json"], format_option("table or json.", None)]
 BackendOption = Annotated[
     Computes,

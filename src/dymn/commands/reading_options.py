@@ -90,8 +90,20 @@ def read_settings(
 
 
 def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
-    """Return the paths of a command: its arguments, and those that a file lists; a ConfigError if there are none."""
+    """Return the paths of a command: its arguments, and those that a file lists.
+
+    Raises:
+        ConfigError: if there are none, or an argument is the name of a model, as in `--model A B`.
+    """
+    from dymn.weights.registry import REGISTRY
+
     given = list(paths or ())
+    for name in given:
+        if name in REGISTRY and not os.path.lexists(name):
+            raise ConfigError(
+                f"{name} is the name of a model, but there is no recording or folder of this name. Write the models of "
+                "an ensemble as --model A+B."
+            )
     if files_from is None:
         if not given:
             raise ConfigError("Missing argument 'PATH...'. Give recordings, folders or patterns, or --files-from.")

@@ -65,14 +65,7 @@ def teach(
             "Length of the clips that the models receive. The default is the length used in their training."
         ),
     ] = None,
-    fill: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOW",
-            help="How shorter clips are filled: pad (with zeros) or repeat. The default is that of the models' "
-            "training.",
-        ),
-    ] = None,
+    fill: options.ClipFill = None,
     max_bad: Annotated[
         float,
         typer.Option(metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable."),

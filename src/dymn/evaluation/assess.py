@@ -113,11 +113,13 @@ def assess(
         progress: called with the number of processed clips and their total.
 
     Raises:
-        ConfigError: if the model does not have all classes of the data, or an argument is not allowed.
+        ConfigError: if the model does not have all classes of the data, an argument is not allowed, or the models of an
+            ensemble were trained with different windows, which are not given as arguments.
         DataError: if the dataset is missing or damaged, has no such split, or too many clips cannot be read.
         ResourceError: if a batch does not fit the device's memory.
     """
-    learned = learned_from(model)
+    given = {"seconds": seconds, "fill": fill, "whole": whole}
+    learned = learned_from(model, [name for name, value in given.items() if value is not None])
     if kind == AUTO:
         kind, path = detect(path)
     wanted = dict(options or {})
@@ -210,14 +212,40 @@ def write_predictions(path: str | Path, found: Assessment) -> None:
     write_csv(path, [("clip", "labels", "likeliest", *found.labels), *rows])
 
 
-def learned_from(model: MobileNet) -> Learned:
-    """Return the data settings of a model's training according to its card."""
+def learned_from(model: MobileNet, given: Sequence[str] = ()) -> Learned:
+    """Return the data settings of a model's training according to its card.
+
+    Raises:
+        ConfigError: if a value is not allowed, or the models of an ensemble differ in a setting that is not `given`.
+    """
+    if isinstance(model, MeanOfLogits):
+        networks = [cast(MobileNet, network) for network in model.networks]
+        return agreed([network.card.name for network in networks], [learned_from(each) for each in networks], given)
     config = model.card.provenance.get("config")
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
         return Learned()
     names = ("seconds", "fill", "whole", "holdout")
     return from_dict(Learned, {name: data[name] for name in names if data.get(name) is not None})
+
+
+def agreed(names: Sequence[str], learned: Sequence[Learned], given: Sequence[str] = ()) -> Learned:
+    """Return the settings of the first of several models, which differ at most in those `given` and in `holdout`.
+
+    Raises:
+        ConfigError: if they differ in others.
+    """
+    deciding = [name for name in ("seconds", "fill", "whole") if name not in given]
+    if len({tuple(getattr(one, name) for name in deciding) for one in learned}) > 1:
+        listed = ", ".join(
+            f"{name} {f'{one.seconds:g} s' if one.seconds else 'unknown'} ({one.fill}"
+            f"{', whole clips' if one.whole else ''})"
+            for name, one in zip(names, learned, strict=True)
+        )
+        raise ConfigError(
+            f"The models were trained with different lengths or filling of clips: {listed}. Set --seconds and --fill."
+        )
+    return learned[0]
 
 
 def columns(labels: Sequence[str], source: Source) -> Tensor:

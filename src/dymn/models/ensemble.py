@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -22,10 +21,7 @@ class MeanOfLogits(nn.Module):
     def __init__(self, networks: Sequence[MobileNet], name: str = "") -> None:
         """Raise a `ConfigError` if the networks differ in classes or front end."""
         super().__init__()
-        card = joint_card([network.card for network in networks], name, same_front_end=True)
-        # with how the first was trained, from which evaluation takes the length of its windows; not with thresholds
-        config = {name: value for name, value in networks[0].card.provenance.items() if name == "config"}
-        self.card = dataclasses.replace(card, provenance=config | card.provenance)
+        self.card = joint_card([network.card for network in networks], name, same_front_end=True)
         self.networks = nn.ModuleList(networks)
 
     def check_clips(self) -> None:

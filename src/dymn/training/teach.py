@@ -23,7 +23,7 @@ from dymn.data.samplers import PlainSampler
 from dymn.data.source import Source
 from dymn.data.teacher import TeacherTable, write_table
 from dymn.errors import ConfigError, DataError
-from dymn.evaluation.assess import Learned, learned_from
+from dymn.evaluation.assess import Learned, agreed, learned_from
 from dymn.models.frontend import LogMel
 from dymn.system.files import atomic_write
 
@@ -84,19 +84,10 @@ class Ensemble:
         Raises:
             ConfigError: if the models were trained with different ones.
         """
+        given = ["whole", *(["seconds"] if seconds else []), *(["fill"] if fill else [])]
         cards = [learned_from(teacher.model) for teacher in self.teachers]
-        lengths = {seconds} if seconds else {card.seconds for card in cards}
-        fills = {fill} if fill else {card.fill for card in cards}
-        if len(lengths) > 1 or len(fills) > 1:
-            listed = ", ".join(
-                f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
-                for teacher, card in zip(self.teachers, cards, strict=True)
-            )
-            raise ConfigError(
-                f"The models were trained with different lengths or filling of clips: {listed}. Set --seconds and "
-                "--fill."
-            )
-        return Learned(lengths.pop(), fills.pop())
+        common = agreed([teacher.name for teacher in self.teachers], cards, given)
+        return Learned(seconds or common.seconds, fill or common.fill)
 
     @torch.inference_mode()
     def __call__(self, waveform: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,13 +49,34 @@ def test_the_published_layout(tmp_path, caplog):
     assert open_source("audioset", tmp_path, "test").keys == ["eeeeeeeeee1"]
     assert len(open_source("audioset", tmp_path, "train")[0].waveform) == 6400
     assert "balanced_train_segments.csv: 1 of 3 segments have no audio." in caplog.text
+    assert "several" not in caplog.text and "longer than" not in caplog.text
     assert list(csv.reader(report.open())) == [
-        ["list", "key"],
-        ["balanced_train_segments.csv", BALANCED[2]],
-        ["unbalanced_train_segments.csv", "zzzzzzzzzzz"],
+        ["list", "key", "reason"],
+        ["balanced_train_segments.csv", BALANCED[2], "no audio"],
+        ["unbalanced_train_segments.csv", "zzzzzzzzzzz", "no audio"],
     ]
     alone = tmp_path / "eval_segments.csv"
     assert detect(alone) == ("audioset", alone) and open_source("audioset", alone, "test").keys == ["eeeeeeeeee1"]
+
+
+def test_files_of_other_segments_are_left_out_and_whole_videos_are_told(tmp_path, caplog):
+    """The labels of a segment from 30 to 40 s do not describe another part of the same video."""
+    write_lists(tmp_path)
+    write_audio(tmp_path / "audio/--PJHxphWEs_500.000.wav")
+    write_audio(tmp_path / "audio/YbcdefghijK_30_40.wav")
+    write_audio(tmp_path / "audio/YbcdefghijK_90000_100000.wav")
+    write_audio(tmp_path / "audio/YYbcdefghijK.wav")
+    soundfile.write(tmp_path / "audio/abcdefghij_.wav", np.zeros(60 * 8000), 8000)
+    write_audio(tmp_path / "audio/eeeeeeeeee1_30.wav")  # 30 s, not 30 ms
+    report = tmp_path / "missing.csv"
+    with caplog.at_level(logging.WARNING):
+        source = open_dataset("audioset", tmp_path, report=str(report))[1]
+    assert source.keys == BALANCED[1:] and "YbcdefghijK_30_40.wav" in source.store.paths[0].name
+    assert "balanced_train_segments.csv: 1 of 3 segments have only files of another start." in caplog.text
+    assert "Segments with several files: 1, such as YbcdefghijK" in caplog.text
+    assert "1 of 2 files are longer than their segments" in caplog.text and "abcdefghij_.wav" in caplog.text
+    rows = list(csv.reader(report.open()))
+    assert rows[1] == ["balanced_train_segments.csv", BALANCED[0], "another start: --PJHxphWEs_500.000.wav"]
 
 
 ids = st.text("abzYZ019_-", min_size=11, max_size=11)

@@ -19,7 +19,8 @@ from dymn.data.stores import FileStore
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, WeightsError
 from dymn.models.mobilenet import create_model
-from dymn.training.inputs import Inputs, check_table
+from dymn.training.inputs import Inputs, check_table, open_table
+from dymn.training.settings import parse
 from dymn.training.start import prior_logits
 from dymn.training.teach import Ensemble, teach
 from dymn.weights import audioset_labels, registry
@@ -246,6 +247,35 @@ def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
     foreign = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", ["class_0", "class_1", "dog"])
     with pytest.raises(DataError, match="teacher with the same classes"):
         foreign.match(source)
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted(tmp_path, manifest):
+    source, rows = source_of(manifest), np.arange(N * 3, dtype=np.float32).reshape(N, 3)
+    rows[1, 2], rows[3, 0] = np.nan, np.inf
+    np.save(tmp_path / "logits.npy", rows)
+    (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys]))
+    table = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", LABELS)
+    assert table.skipped == {"rows that are not finite": 2}
+    with pytest.raises(DataError, match=f"contains {N - 2} of the {N} clips"):
+        table.match(source)
+    found = table.match(source, partial=True)
+    assert [i for i, row in enumerate(found) if row < 0] == [1, 3] and all(
+        row in (i, -1) for i, row in enumerate(found)
+    )
+
+
+def test_a_table_with_a_class_twice_is_refused(tmp_path, manifest):
+    np.save(tmp_path / "logits.npy", np.zeros((N, 3), np.float32))
+    (tmp_path / "index.csv").write_text("\n".join(["key", *source_of(manifest).keys]))
+    (tmp_path / "logits.labels.txt").write_text("A\nB\nB\n")
+    with pytest.raises(DataError, match="several columns for the class 'B'"):
+        TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+
+
+def test_an_array_needs_its_index(tmp_path):
+    config = parse({"data": {"path": str(tmp_path)}, "teacher": {"table": "x.npy"}})
+    with pytest.raises(DataError, match=r"Set teacher\.index"):
+        open_table(config)
 
 
 def test_527_columns_are_those_of_audioset(tmp_path):

@@ -302,3 +302,21 @@ def test_the_prior_is_what_a_network_says_at_first(head):
         model.head.classifier.weight.zero_()
         logits = model(torch.randn(2, 1, 64, 100)).logits
     torch.testing.assert_close(logits, torch.tensor([-1.0, 0.5, 2.0]).expand(2, 3), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("dymn04", {"se_reduction": 8}, "it applies to attention 'se' only, not 'ca'"),
+        ("mn04", {"attention": "none", "se_reduction": 8}, "it applies to attention 'se' only, not 'none'"),
+        ("mn04", {"pooling_heads": 8}, "it applies to the head attention_pooling only, not mlp"),
+    ],
+)
+def test_settings_without_effect_are_refused(name, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        create_model(name, **settings)
+
+
+def test_no_attention_is_a_setting_of_dynamic_blocks(shared):
+    with pytest.raises(ConfigError, match=r"applies to dynamic blocks; .* has none"):
+        import_efficientat(shared / "fixtures/mn_w01/state_dict.pt", attention="none")

@@ -23,6 +23,7 @@ from dymn.training import load_recipe, recipe_names, train
 from dymn.training.recipe import parse_assignment
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.settings import TrainConfig
+from dymn.training.start import with_temperature
 from dymn.weights import REGISTRY, audioset_labels
 from dymn.weights import format as weights_format
 from layouts import (
@@ -224,7 +225,9 @@ def test_fine_tuning_as_in_section_v_b(task, model):
         True,
     )
     assert augment.frequency_mask == augment.time_mask == 0 and not run.teacher.is_present
-    assert run.schedule.tau_start == run.schedule.tau_end == 1
+    fresh = with_temperature(run.replace({"model.name": model}), None).schedule
+    expected = (30.0, 1.0, 12) if is_dynamic(model) else (1.0, 1.0, 1)  # published weights keep theirs
+    assert run.schedule.tau_start is None and (fresh.tau_start, fresh.tau_end, fresh.tau_epochs) == expected
     assert run.data.test == "test" and run.data.val == ("val" if task == "fsd50k" else "")
     factors = [rate_factor(run, epoch) for epoch in (0, 5, 10, 42, 75, 79)]
     assert factors == pytest.approx([math.exp(-5 * 0.95**2), math.exp(-5 / 4), 1.0, 1 - 0.99 * 32 / 65, 0.01, 0.01])

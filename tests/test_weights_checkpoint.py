@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import dymn.weights
+from dymn import Tagger
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, WeightsError
 from dymn.models.mobilenet import create_model
@@ -22,6 +23,7 @@ from dymn.system.files import open_regular
 from dymn.weights import REGISTRY, audioset_labels, convert, files, import_efficientat, load_model, open_checkpoint
 from dymn.weights.download import is_local
 from dymn.weights.files import read_file
+from dymn.weights.labels import labels_for
 from dymn.weights.published import import_published
 
 MN04 = "weights/mn04_as_mAP_432.pt"
@@ -101,6 +103,20 @@ def test_a_known_name_with_other_content_is_not_believed(shared, tmp_path, caplo
     assert "is not mn10_as: its width is 0.4 instead of 1.0" in caplog.text
 
 
+def test_447_classes_of_clips_are_not_taken_for_those_of_audioset_strong(tmp_path):
+    """Only heads for frames have AudioSet Strong's classes."""
+    assert (
+        labels_for(447) == tuple(f"class_{i}" for i in range(447)) and labels_for(447, framewise=True)[0] != "class_0"
+    )
+    assert labels_for(527)[0] == labels_for(527, framewise=True)[0] == "Speech"
+
+
+def test_scores_of_a_network_that_was_trained_on_pictures_come_with_a_warning(release, shared, caplog):
+    shutil.copy(shared / "fixtures/mn_w01/state_dict.pt", release / "mn01_im.pt")
+    Tagger.from_pretrained("mn01_im")
+    assert any("mn01_im was trained on pictures" in message for message in caplog.messages)
+
+
 def test_an_unknown_state_dict(shared):
     model = load_model(shared / "fixtures/dymn_w01_50cls_s2221/state_dict.pt")
     assert model.card.labels[:2] == ("class_0", "class_1") and len(model.card.labels) == 50
@@ -121,6 +137,10 @@ def test_assumed_settings_are_named_with_the_remedy(shared, tmp_path, caplog):
         )
     caplog.clear()
     convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1))
+    (message,) = caplog.messages
+    assert "does not name its 527 classes; they are assumed to be AudioSet's" in message
+    caplog.clear()
+    convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1), labels=[f"class_{i}" for i in range(527)])
     open_checkpoint(tmp_path / "own.safetensors")
     open_checkpoint(shared / MN04)
     assert not caplog.messages

@@ -165,6 +165,14 @@ class Variant:
                 isinstance(getattr(self, name), bool), f"{name} is {getattr(self, name)!r}; it must be true or false."
             )
         check(self.table == "I" or not self.dilated, "dilated is true; frame-wise networks are not dilated.")
+        check(
+            self.se_reduction == 4 or self.attention == "se",
+            f"se_reduction is {self.se_reduction!r}; it applies to attention 'se' only, not {self.attention!r}.",
+        )
+        check(
+            self.pooling_heads == 4 or self.head == "attention_pooling",
+            f"pooling_heads is {self.pooling_heads!r}; it applies to the head attention_pooling only, not {self.head}.",
+        )
         check(self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; h_min <= h_max is required.")
 
     def config(self) -> ModelConfig:

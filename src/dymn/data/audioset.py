@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio import listing
+from dymn.audio.reading import probe
 from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows, named_files
 from dymn.data.stores import FileStore, Store
@@ -26,9 +28,12 @@ SEGMENT_FILES = {
     "unbalanced_train_segments.csv": "train",
     "eval_segments.csv": "test",
 }
-FILE_NAME = re.compile(r"(?P<id>[\w-]{11})(?:[_-][\d.]+){0,2}", re.ASCII)
+FILE_NAME = re.compile(r"(?P<id>[\w-]{11})(?:[_-](?P<start>[\d.]+))?(?:[_-][\d.]+)?", re.ASCII)
 """A file's name without its extension: the YouTube id, perhaps with a Y before it, and start and end (in s or ms) after
 it."""
+NEAR = 1.0  # seconds that the start in a file's name, which may be rounded, may be away from that in the list
+LONGER = 2.0  # seconds that a file may be longer than its segment
+PROBED = 100  # files whose lengths are looked at
 
 
 class ListedSegment(NamedTuple):
@@ -36,17 +41,21 @@ class ListedSegment(NamedTuple):
 
     key: str  # YouTube id
     classes: list[int]
+    start: float  # seconds
+    end: float
 
 
 def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, Store]:
     """AudioSet: its lists (`SEGMENT_FILES`) in `root`, or one of them, and the audio anywhere below their folder.
 
     Files are named by their YouTube id: ID.wav, YID.flac, ID_30.000.opus, ID_30000_40000.m4a and so on. Segments
-    without audio, which every copy of AudioSet has, are left out and counted in a warning.
+    without audio, which every copy of AudioSet has, are left out and counted in a warning, as are those whose only
+    files state another start. A warning tells of files that are longer than their segments, as whole videos are, and of
+    segments with several files, of which one that states its start is used.
 
     Args:
         root: the folder, or one list.
-        report: a CSV file to write, with a row (list, key) for each segment without audio.
+        report: a CSV file to write, with a row (list, key, reason) for each segment that is left out.
 
     Raises:
         DataError: if there is no list, a list is not one of AudioSet's, or no audio is there.
@@ -54,30 +63,42 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     folder = root if root.is_dir() else root.parent
     lists = named_files(root, SEGMENT_FILES, "train")
     try:
-        files = {name: path for path in sorted(listing.expand(folder)) for name in _ids(path)}
+        files = _files(folder)
     except AudioError as error:
         raise DataError(f"{folder} contains AudioSet's lists, but no audio. {error}") from error
     keys: list[str] = []
     paths: list[Path] = []
     splits: list[str] = []
     targets: list[npt.NDArray[np.uint8]] = []
-    missing: list[tuple[str, str]] = []
+    missing: list[tuple[str, str, str]] = []
+    several: list[str] = []
+    lengths: list[float] = []
     for path, split in lists.items():
-        n_listed = n_found = 0
+        n_listed = 0
+        reasons: Counter[str] = Counter()
         for segment in segments(path):
             n_listed += 1
-            if segment.key not in files:
-                missing.append((path.name, segment.key))
+            there = files.get(segment.key, [])
+            file = _file_of(segment, there)
+            if file is None:
+                reason = f"another start: {there[0].path.name}" if there else "no audio"
+                reasons["only files of another start" if there else "no audio"] += 1
+                missing.append((path.name, segment.key, reason))
                 continue
-            n_found += 1
+            if len(there) > 1:
+                several.append(segment.key)
             keys.append(segment.key)
-            paths.append(files[segment.key])
+            paths.append(file)
             splits.append(split)
             targets.append(_packed(segment.classes))
-        if n_found < n_listed:
-            logger.warning("%s: %d of %d segments have no audio.", path.name, n_listed - n_found, n_listed)
+            lengths.append(segment.end - segment.start)
+        for reason, count in reasons.items():
+            logger.warning("%s: %d of %d segments have %s.", path.name, count, n_listed, reason)
+    if several:
+        logger.warning("Segments with several files: %d, such as %s; one of each is used.", len(several), several[0])
+    _warn_of_long_files(paths, lengths)
     if report is not None:
-        write_csv(report, [("list", "key"), *missing])
+        write_csv(report, [("list", "key", "reason"), *missing])
     if not keys:
         raise DataError(
             f"None of the {len(missing)} segments has a file below {folder}. Files are named by their YouTube id, such "
@@ -103,14 +124,67 @@ def segments(path: Path) -> Iterator[ListedSegment]:
         if not mids or unknown:
             what = f"the class {unknown[0]!r:.40}, which is not one of AudioSet's 527" if unknown else "no classes"
             raise DataError(f"{path}, row {line}: {what}. A row has YTID, start, end, and classes such as /m/09x0r.")
-        yield ListedSegment(row[0].strip(), [column[mid] for mid in mids])
+        try:
+            start, end = float(row[1]), float(row[2])
+        except ValueError as error:
+            raise DataError(
+                f"{path}, row {line}: {row[1]!r:.40} or {row[2]!r:.40} is not a number of seconds."
+            ) from error
+        yield ListedSegment(row[0].strip(), [column[mid] for mid in mids], start, end)
 
 
-def _ids(path: Path) -> Iterator[str]:
-    """Yield the YouTube ids that a file's name may stand for."""
-    for name in {path.stem, path.stem.removeprefix("Y")}:
-        if match := FILE_NAME.fullmatch(name):
-            yield match["id"]
+class File(NamedTuple):
+    """A file and the start that its name states, in seconds or milliseconds; None without."""
+
+    path: Path
+    start: float | None
+
+
+def _files(folder: Path) -> dict[str, list[File]]:
+    """Return the files below a folder by the YouTube ids that their names may stand for."""
+    found: dict[str, list[File]] = {}
+    for path in sorted(listing.expand(folder)):
+        for name in {path.stem, path.stem.removeprefix("Y")}:
+            match = FILE_NAME.fullmatch(name)
+            if match:
+                found.setdefault(match["id"], []).append(File(path, _number(match["start"])))
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:  # "1.2.3"
+        return None
+
+
+def _file_of(segment: ListedSegment, files: list[File]) -> Path | None:
+    """Return the file of a segment: one that states its start, or else one without a start."""
+    for file in files:
+        if file.start is None:
+            continue
+        meant = [file.start, *([file.start / 1000] if file.start >= 1000 else [])]
+        if any(abs(start - segment.start) <= NEAR for start in meant):
+            return file.path
+    return next((file.path for file in files if file.start is None), None)
+
+
+def _warn_of_long_files(paths: list[Path], lengths: list[float]) -> None:
+    """Warn where some of the files, evenly drawn, are longer than their segments: whole videos, or other segments."""
+    longer: list[Path] = []
+    drawn = range(0, len(paths), max(1, len(paths) // PROBED))
+    for i in drawn:
+        try:
+            seconds = probe(paths[i]).seconds
+        except AudioError:  # told when it is read
+            continue
+        if seconds is not None and seconds > lengths[i] + LONGER:
+            longer.append(paths[i])
+    if longer:
+        logger.warning(
+            "%d of %d files are longer than their segments, such as %s. Their labels hold for the segments alone: cut "
+            "whole videos to the segments.", len(longer), len(drawn), longer[0],
+        )  # fmt: skip
 
 
 def _packed(classes: list[int]) -> npt.NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from dymn.weights.download import fetch
 from dymn.weights.files import DownloadProgress, hash_file
 from dymn.weights.registry import TEACHER_FILES
 
+CHUNK = 2**24  # bytes that are read at once
 AUDIOSET_NAME = re.compile(r"Y([\w-]{11})\.\w+", re.ASCII)  # of a clip in the HDF5 files: Y, its YouTube id, an ending
 
 
@@ -93,6 +94,24 @@ def read_array(path: Path) -> LogitsFile:
             f"{path} must be an .npy file of logits [clips, classes]; it contains {kind!s:.40} {shape!s:.80}."
         )
     return LogitsFile(shape[0], shape[1], kind.str, offset)
+
+
+def rows_not_finite(path: Path, array: LogitsFile) -> npt.NDArray[np.int64]:
+    """Return the rows of an .npy file of logits that contain NaN or infinity, in order; the file is read once."""
+    logits = np.memmap(path, array.dtype, "r", array.offset, (array.rows, array.columns))
+    step = max(1, CHUNK // (array.columns * logits.itemsize))
+    parts = [np.isfinite(logits[start : start + step]).all(axis=1) for start in range(0, array.rows, step)]
+    return np.flatnonzero(~np.concatenate(parts))
+
+
+def without_rows(found: Rows, left_out: npt.NDArray[np.int64], why: str) -> Rows:
+    """Return the rows without some of them, counted as `why`."""
+    if not len(left_out):
+        return found
+    rows = np.arange(len(found.keys)) if found.rows is None else found.rows
+    kept = ~np.isin(rows, left_out)
+    keys = tuple(key for key, is_kept in zip(found.keys, kept, strict=True) if is_kept)
+    return Rows(keys, rows[kept], found.skipped | {why: len(left_out)})
 
 
 def read_rows(index: Path, n_rows: int) -> Rows:

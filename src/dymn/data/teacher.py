@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dymn.data.published import read_array, read_labels, read_rows
+from dymn.data.published import read_array, read_labels, read_rows, rows_not_finite, without_rows
 from dymn.data.source import Source
 from dymn.errors import DataError
 from dymn.system.files import atomic_write, open_regular
@@ -124,7 +124,8 @@ class TeacherTable:
 
         Args:
             logits: the array; float16 or float32, memory-mapped.
-            index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`.
+            index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`, such
+                as rows that contain NaN.
             labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one per
                 line; without such a file, 527 columns are AudioSet's classes in their published order.
 
@@ -133,12 +134,17 @@ class TeacherTable:
         """
         path = Path(logits)
         array = read_array(path)
-        found = read_rows(Path(index), array.rows)
+        found = without_rows(
+            read_rows(Path(index), array.rows), rows_not_finite(path, array), "rows that are not finite"
+        )
         unknown = np.zeros(len(found.keys), dtype=np.int64)
         beside = path.with_suffix(".labels.txt")
         names = tuple(labels) or (read_labels(beside) if beside.is_file() else ())
         if not names and array.columns == len(audioset_labels()):
             names = audioset_labels()
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{path} has several columns for the class {twice[0]!r}; the names must differ.")
         return cls(
             path, found.keys, names, unknown, array.offset, array.dtype, array.columns,
             rows=found.rows, n_rows=array.rows, skipped=found.skipped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from dymn.models.mobilenet import MobileNet
+
+logger = logging.getLogger(__name__)
 
 
 class Tagger:
@@ -78,6 +81,11 @@ class Tagger:
 
             own = copy.deepcopy(model)
             self.backend = TorchBackend(own, device, threads, precision=precision, compile=compile)
+        if (dataset := str(self.backend.card.provenance.get("dataset", ""))).startswith("ImageNet"):
+            logger.warning(
+                "%s was trained on pictures (%s), so its scores of sounds are meaningless. Train it on sounds first.",
+                self.backend.card.name, dataset,
+            )  # fmt: skip
 
     @classmethod
     def from_pretrained(

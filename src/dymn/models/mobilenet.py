@@ -326,7 +326,7 @@ def import_efficientsed(path_or_state_dict: str | Path | Mapping[str, Tensor], *
     """
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
     config, state = read_efficientsed(source, length=seq_len)
-    card = ModelCard(front_end=EFFICIENTSED_FRONT_END, labels=labels_for(config.num_classes))
+    card = ModelCard(front_end=EFFICIENTSED_FRONT_END, labels=labels_for(config.num_classes, framewise=True))
     return MobileNet.from_stored(Stored(config, card, state))
 
 

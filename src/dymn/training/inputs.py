@@ -158,6 +158,11 @@ def open_table(config: TrainConfig) -> TeacherTable | None:
     teacher = config.teacher
     if not teacher.table:
         return None
+    if Path(teacher.table).suffix == ".npy" and not teacher.index:
+        raise DataError(
+            f"teacher.table is {teacher.table}, an .npy file without the names of its clips. Set teacher.index to the "
+            ".csv or .pkl file that states which row belongs to which clip."
+        )
     table, *index = find_table(config)
     return TeacherTable.published(table, index[0]) if index else TeacherTable.open(table)
 

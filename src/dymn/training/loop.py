@@ -371,7 +371,7 @@ def last_epochs(history: Sequence[Record], n: int) -> Record:
         return {}
     found: Record = {}
     for name in dict.fromkeys(name for record in measured for name in record):
-        values = [record.get(name) for record in measured]
+        values: list[Any] = [record.get(name) for record in measured]
         if all(isinstance(value, Mapping) for value in values):
             groups = [group for group in values[0] if all(group in value for value in values)]
             found[f"{name}_last_{n}"] = {group: statistics.fmean(value[group] for value in values) for group in groups}

@@ -150,7 +150,7 @@ def open_state_dict(
 
 
 def _card(path: Path, imported: Imported, front_end: FrontEndConfig) -> ModelCard:
-    labels = labels_for(imported.config.num_classes)
+    labels = labels_for(imported.config.num_classes, imported.config.sequence is not None)
     return ModelCard(name=path.stem, front_end=front_end, labels=labels, provenance={"file": path.name})
 
 

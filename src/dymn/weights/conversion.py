@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from dymn.errors import ConfigError
 from dymn.weights.checkpoint import open_checkpoint, open_state_dict
 from dymn.weights.files import DownloadProgress, read_file
 from dymn.weights.format import SAFETENSORS, save, save_folder
+from dymn.weights.labels import audioset_labels
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -64,6 +68,11 @@ def convert(
     else:
         stored = open_state_dict(read_file(Path(source)), strides, temperature, attention, dilated)
     card = stored.card
+    if not known and labels is None and card.labels == audioset_labels():
+        logger.warning(
+            "%s does not name its 527 classes; they are assumed to be AudioSet's. If not, give their names (--labels).",
+            source,
+        )
     replaced = dataclasses.replace(
         card,
         name=card.name if name is None else name,

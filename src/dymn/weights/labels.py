@@ -30,12 +30,14 @@ def _column(file: str, name: str) -> tuple[str, ...]:
     return tuple(row[name] for row in csv.DictReader(text.splitlines()))
 
 
-def labels_for(num_classes: int) -> tuple[str, ...]:
-    """Return AudioSet's labels for 527 classes, AudioSet Strong's for 447, otherwise class_0, class_1 ..."""
-    for labels in (audioset_labels(), strong_labels()):
-        if num_classes == len(labels):
-            return labels
-    return numbered_labels(num_classes)
+def labels_for(num_classes: int, framewise: bool = False) -> tuple[str, ...]:
+    """Return AudioSet's labels for 527 classes, those of AudioSet Strong for 447 of a frame-wise network.
+
+    For other numbers, they are class_0, class_1 ...
+    """
+    if num_classes == len(audioset_labels()):
+        return audioset_labels()
+    return strong_labels() if framewise and num_classes == len(strong_labels()) else numbered_labels(num_classes)
 
 
 def numbered_labels(num_classes: int) -> tuple[str, ...]:

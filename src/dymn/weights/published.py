@@ -54,12 +54,12 @@ def _with_classes(expected: ModelConfig, found: ModelConfig, published: Publishe
 
 def published_card(published: PublishedModel) -> ModelCard:
     """Return the card of a model in the registry; ImageNet labels, which are not published, are numbered."""
-    n_classes = published.num_classes
+    n_classes, is_audioset = published.num_classes, published.dataset.startswith("AudioSet")
     metrics = {"mAP": published.mean_ap, "PSDS1": published.psds}
     return ModelCard(
         name=published.name,
         front_end=published.front_end,
-        labels=labels_for(n_classes) if published.dataset.startswith("AudioSet") else numbered_labels(n_classes),
+        labels=labels_for(n_classes, published.is_framewise) if is_audioset else numbered_labels(n_classes),
         licence=published.licence,
         metrics={name: value for name, value in metrics.items() if value is not None},
         provenance={"source": published.url, "file": published.file, "dataset": published.dataset},

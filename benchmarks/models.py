@@ -29,7 +29,7 @@ from dymn.weights import REGISTRY
 from dymn.weights.format import COUNTER
 from dymn.weights.shapes import state_shapes
 
-NAMES = ("dymn04_open", "dymn04_as", "dymn10_as", "dymn20_as", "mn04_as", "mn10_as", "mn20_as")
+NAMES = ("dymn02_open", "dymn04_open", "dymn04_as", "dymn10_as", "dymn20_as", "mn04_as", "mn10_as", "mn20_as")
 SECONDS = 10
 
 

@@ -136,12 +136,17 @@ def _mels(number: int) -> FrontEndConfig:
     return FrontEndConfig(n_mels=number)
 
 
-OPEN_SHA256 = "e8fb97744f686103f9df7a4ca348a7b5a1e08fdcd65081316e2799142983c11e"
+OPEN02_SHA256 = "17129a60407a040c16b466c1ba08b5052be31b66329b39bfac4cbb75e6327919"
+OPEN04_SHA256 = "e8fb97744f686103f9df7a4ca348a7b5a1e08fdcd65081316e2799142983c11e"
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
 PUBLISHED = (
     PublishedModel(
         "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704,
-        sha256=OPEN_SHA256, size=4_097_636, packaged=True,
+        sha256=OPEN04_SHA256, size=4_097_636, packaged=True,
+    ),
+    PublishedModel(
+        "dymn02_open", "dymn02", "dymn02_open.safetensors", 610_199, 42_195_712,
+        sha256=OPEN02_SHA256, size=1_351_124, packaged=True,
     ),
     _model("dymn04_as", "dymn04", "dymn04_as.pt", 1_961_239, 117_432_704, 0.450),
     _model("dymn10_as", "dymn10", "dymn10_as.pt", 10_548_479, 581_672_832, 0.477),

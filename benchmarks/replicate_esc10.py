@@ -42,6 +42,7 @@ EPOCHS, RATE, TAU, TAU_EPOCHS, LAMBDA = 40, 1e-3, 30.0, 6, 0.1
 NETWORKS = {"mn": "MN", "dymn": "DyMN"}
 TEACHING = {"labels": "labels", "teacher": "labels and teacher"}
 WEIGHTS = {"random": "random", "trained": "pre-trained"}
+PLANNED_RUNS = 3
 PLAN_FILE = "plan.json"
 BEGIN, END = "<!-- Table IV: begin -->", "<!-- Table IV: end -->"
 INTRODUCTION = """
@@ -253,6 +254,8 @@ def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, plan: dict[s
     each = "" if runs == 1 else ", as the mean over the runs and, in parentheses, that of each run"
     values = plan | {"runs": "one run" if runs == 1 else f"{runs} runs", "each": each}
     lines = ["## Table IV: distillation, pre-training and dynamic parts add up", ""]
+    if runs < PLANNED_RUNS:
+        lines += [f"These are results of {runs} of the {PLANNED_RUNS} planned runs.", ""]
     lines += [" ".join(INTRODUCTION.format(**values).split()), "", "| | accuracy |", "| --- | --- |"]
     for cell, rows in right.items():
         found = [f"{100 * value:.2f}" for value in rows.mean(axis=1)]
@@ -310,7 +313,7 @@ def parser() -> argparse.ArgumentParser:
     work.add_argument("--weights", required=True, help="The results of experiment A of replicate.py.")
     work.add_argument("--out", required=True)
     work.add_argument("--width", type=float, default=0.2)
-    work.add_argument("--runs", type=int, default=3)
+    work.add_argument("--runs", type=int, default=PLANNED_RUNS)
     work.add_argument(
         "--folds", type=int, nargs="+", choices=FOLDS, default=FOLDS, help="Other processes may run the other folds."
     )

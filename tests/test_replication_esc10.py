@@ -65,7 +65,13 @@ def test_the_section_says_what_the_answers_say(tmp_path):
     for _ in range(2):  # the second time in the place of the first
         main(["report", str(tmp_path / "out"), "--page", str(page)])
     text = page.read_text()
-    assert text.count(BEGIN) == 1 and "Before." in text and "2 runs with 30 epochs" in text and "3.0 hours" in text
+    assert (
+        text.count(BEGIN) == 1
+        and "Before." in text
+        and "2 runs with 30 epochs" in text
+        and "results of 2 of the 3 planned runs" in text
+        and "3.0 hours" in text
+    )
     separators = [line for line in text.splitlines() if line.startswith("| -")]
     assert separators == ["| --- | --- |", "| --- | --- | --- | --- | --- |"]
     assert "\u2212" in text and "- Not shown: " in text

@@ -38,7 +38,7 @@ from dymn import load_model
 from dymn.data import Loader, PlainSampler, Source, open_source
 from dymn.evaluation.calibration import reliability
 from dymn.evaluation.metrics import mean_average_precision
-from dymn.fitting.thresholds import FalseAlarms, class_thresholds
+from dymn.fitting.thresholds import Background, FalseAlarms, class_thresholds
 from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
@@ -118,11 +118,13 @@ def weakest(student: Array, teacher: Array, labels: Sequence[str], n: int) -> li
 def thresholds(student: Array, teacher: Array, seconds: float) -> dict[str, list[float]]:
     """Return the thresholds of all classes for --threshold auto and precise, relative to the teacher."""
     heard, hours = teacher > HEARD, len(teacher) * seconds / 3600
-    common = class_thresholds(student.ravel(), heard.ravel(), FalseAlarms([(~heard.ravel(), hours * heard.shape[1])]))[
-        :2
-    ]
+    common = class_thresholds(
+        student.ravel(), heard.ravel(), FalseAlarms([Background(~heard.ravel(), hours * heard.shape[1])])
+    )[:2]
     found = [
-        class_thresholds(scores, there, FalseAlarms([(~there, hours)]))[:2] if there.sum() >= LEAST else common
+        class_thresholds(scores, there, FalseAlarms([Background(~there, hours)]))[:2]
+        if there.sum() >= LEAST
+        else common
         for scores, there in zip(student.T, heard.T, strict=True)
     ]
     return {name: [round(pair[i], 4) for pair in found] for i, name in enumerate(("auto", "precise"))}

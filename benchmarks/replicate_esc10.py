@@ -47,7 +47,7 @@ PLAN_FILE = "plan.json"
 BEGIN, END = "<!-- Table IV: begin -->", "<!-- Table IV: end -->"
 INTRODUCTION = """
 Networks of width {width:g} are trained on ESC-10 in five folds, {runs} with {epochs} epochs for each combination of
-settings. The teacher is `mn04_as`, fine-tuned on the training clips of each fold; it is online and receives the same
+settings. The teacher is `{teacher}`, fine-tuned on the training clips of each fold; it is online and receives the same
 mixtures. *Pre-trained* networks start from the final weights of claim A. Accuracy is that over all 400 clips, each
 classified by the network that was not trained on its fold{each}.
 """
@@ -120,17 +120,31 @@ def run(options: argparse.Namespace) -> None:
 
 
 def check_plan(options: argparse.Namespace) -> None:
-    """Write down what decides the results.
+    """Write down what decides the results, where that is not done.
 
     Raises:
-        SystemExit: if the folder holds results of another plan.
+        SystemExit: if the folder holds results of another plan, or the weights of experiment A have another width.
     """
-    path = Path(options.out) / PLAN_FILE
-    plan = {"epochs": options.epochs, "width": options.width, "rate": RATE, "lambda": LAMBDA, "tau": TAU}
-    if path.exists() and (old := json.loads(path.read_text(encoding="utf-8"))) != plan:
-        raise SystemExit(f"{options.out} holds results of another plan: {old}, not {plan}. Choose another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan), encoding="utf-8")
+    from dymn.system.files import atomic_write
+    from dymn.weights import open_checkpoint
+
+    out, weights = Path(options.out), json.loads((Path(options.weights) / "plan.json").read_text(encoding="utf-8"))
+    if weights["mark"]["width"] != options.width:
+        raise SystemExit(f"--width is {options.width}, but {options.weights} has width {weights['mark']['width']}.")
+    teacher = open_checkpoint(options.teacher)
+    plan = {"epochs": options.epochs, "width": options.width, "rate": RATE, "lambda": LAMBDA}
+    plan |= {"tau": TAU, "tau_epochs": TAU_EPOCHS, "teacher": teacher.card.name, "teacher_sha256": teacher.digest}
+    plan["weights"] = weights["mark"]
+    path = out / PLAN_FILE
+    if path.exists():
+        if (old := json.loads(path.read_text(encoding="utf-8"))) != plan:
+            raise SystemExit(f"{out} holds results of another plan: {old}, not {plan}. Choose another folder.")
+        return
+    if any(out.glob("run*")):
+        raise SystemExit(f"{out} holds results, but no {PLAN_FILE} that says of which plan. Choose another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(json.dumps(plan).encode())
 
 
 def answer_of(options: argparse.Namespace, cell: Cell, number: int, fold: int, teacher: Path) -> None:
@@ -286,21 +300,29 @@ def write_report(options: argparse.Namespace) -> None:
         raise SystemExit(f"{folder} holds no {PLAN_FILE}, which `run` writes.")
     right, hours = read(folder)
     plan = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-    section = f"{BEGIN}\n\n{text_of(right, hours, plan)}\n{END}\n"
+    section = f"{BEGIN}\n\n{text_of(right, hours, plan)}\n{END}"
     old = page.read_text(encoding="utf-8") if page.exists() else "# Replication\n"
     page.write_text(with_section(old, section), encoding="utf-8")
 
 
 def section_of(page: str) -> str:
-    """Return the section of a page with its marks, or nothing."""
-    return page[page.index(BEGIN) : page.index(END) + len(END)] + "\n" if BEGIN in page else ""
+    """Return the section of a page with its marks, or nothing.
+
+    Raises:
+        SystemExit: if the page has one mark without the other.
+    """
+    begin = page.find(BEGIN)
+    end = page.find(END, max(begin, 0))
+    if (begin < 0) != (end < 0):
+        raise SystemExit(f"The page has one of the marks {BEGIN} and {END} without the other. Mend or remove it.")
+    return page[begin : end + len(END)] if begin >= 0 else ""
 
 
 def with_section(page: str, section: str) -> str:
     """Return a page with a section in the place of its old one, or at its end; unchanged without a section."""
     if old := section_of(page):
-        return page.replace(old, section)
-    return f"{page.rstrip()}\n\n{section}" if section else page
+        return page.replace(old, section, 1)
+    return f"{page.rstrip()}\n\n{section}\n" if section else page
 
 
 def parser() -> argparse.ArgumentParser:

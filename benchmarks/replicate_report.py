@@ -40,6 +40,7 @@ PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at widt
 }
 PRECISION_DRAWS = 1000
 PLANNED_SEEDS = 3
+LISTED = 3  # comparisons of a claim that are listed at the top of the page
 CEILING = 12.0  # of the drawn excess, a little above the prior's; runaway clips lift early means far above
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 10)
 MILLI = 1e3
@@ -351,7 +352,7 @@ def text_of(
     width, (train, held_out) = plan["mark"]["width"], plan["clips"]
     changed = plan["mark"]["changes"]
     floor = clip_excess(np.broadcast_to(results.prior, results.teacher.shape), results.teacher).mean()
-    sections, decided, failed = [], [], []
+    sections, listed, failed = [], [], []
     for name, part in claims.items():
         experiment, seeds = EXPERIMENTS[name], part.seeds[EXPERIMENTS[name].arms[0]]
         sections += [f"## Claim {name}: {experiment.claim}", ""]
@@ -359,8 +360,8 @@ def text_of(
             sections += [f"These are results of {len(seeds)} of the {PLANNED_SEEDS} planned seeds.", ""]
         sections += [*_table(part, experiment.arms, rows[name], name), ""]
         wild = [a for a in experiment.arms if MILLI * np.mean(rows[name][a]["excess"]) > CEILING]
-        if wild:
-            sections += [*_paragraph(_without_runaways(part, experiment.arms, wild)), ""]
+        if wild and (told := _without_runaways(part, experiment.arms, wild)):
+            sections += [*_paragraph(told), ""]
         if name == "A":
             more = 100 * (rows[name]["mn_equal"]["macs"] / rows[name]["dymn"]["macs"] - 1)
             note = EQUAL_COST.format(name=results.title("mn_equal"), dymn=results.title("dymn"), more=more)
@@ -376,15 +377,17 @@ def text_of(
             wide = _interval(c.by_package, MILLI) if c.by_package else ""
             cells = [title, _interval(c.excess, MILLI), wide, _ratio(c.ratio), _interval(c.precision)]
             sections.append(f"| {' | '.join(cells)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |")
-            if number < experiment.listed:
-                decided.append(f"- Claim {name}, {experiment.claim}: {_conclusion(c, part)}")
+            if number < LISTED:
+                few = "" if len(seeds) >= PLANNED_SEEDS else f" ({len(seeds)} of {PLANNED_SEEDS} seeds)"
+                what = experiment.claim if number < experiment.deciding else "also compared"
+                listed.append(f"- Claim {name}, {what}{few}: {_conclusion(c, part)}")
             if not c.stands:
                 failed.append(f"- {title}: {_verdict(c)}.")
         sections.append("")
         if name == "D":
             sections += _mechanism(part, experiment.arms, images)
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
-    lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *decided, ""]
+    lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *listed, ""]
     if results.unfinished:
         lines += [
             f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: "
@@ -585,8 +588,10 @@ def _verdict(c: Contrast) -> str:
 
 
 def _without_runaways(part: Results, arms: Sequence[str], wild: Sequence[str]) -> str:
-    """Return what the excess would be without the clips that run away in any of the networks."""
+    """Return what the excess would be without the clips that run away in any of the networks, if some do."""
     calm = ~np.any([(part.excess[arm] > DERAILED).any(axis=0) for arm in arms], axis=0)
+    if calm.all() or not calm.any():
+        return ""
     named = "; ".join(f"{MILLI * part.excess[arm][:, calm].mean():.3f} for {part.title(arm)}" for arm in arms)
     titles = " and ".join(part.title(arm) for arm in wild)
     return f"A few runaway clips dominate the mean excess of {titles}. Averaged over the other clips, it is {named}."

@@ -3,9 +3,12 @@
     python benchmarks/variants.py CORPORA --teacher mn04_as --cache CACHE --output runs/variants
     python benchmarks/variants.py CORPORA --output runs/variants --only "10 s" "focal loss"
 
-Each variant is a short run: four epochs of 3,712 crops of 2 to 4 s, from the narrowed weights of `mn04_as`. Results are
-those of the averaged weights after the last epoch, as `dymn train` logs them. Finished runs are not repeated, and a
-stopped one continues. "Another seed" shows which differences are chance.
+Each variant is a short run: four epochs of 3,712 crops, of 2 to 4 s if the variant does not say otherwise, from the
+narrowed weights of `mn04_as`. Results are those of the averaged weights after the last epoch, as `dymn train` logs
+them. Finished runs are not repeated, and a stopped one continues. "Another seed" shows which differences are chance.
+
+All variants with the teacher `mn04_as` draw clips by the same weights: those in the `draws.npy` that `--draws` names,
+such as that of the full run, or else those that the reference computes, which is then trained first.
 
 Two losses that `dymn train` does not offer are tried here: a focal one, which multiplies the loss of each class by the
 difference of the probabilities of student and teacher (after Lin et al., "Focal Loss for Dense Object Detection",
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,10 +29,12 @@ from unittest.mock import patch
 from torch import Tensor
 from torch.nn import functional
 
+from dymn.system.files import atomic_write
 from dymn.training import load_recipe, train
 from dymn.training.losses import Targets
 
 EPOCHS, CROPS = 4, 3712
+REFERENCE, DRAWS = "reference", "draws.npy"
 BASE: dict[str, Any] = {
     "data.draws": CROPS,
     "data.seconds": 4.0,
@@ -45,7 +49,7 @@ BASE: dict[str, Any] = {
 METRICS = {
     "distance": ("val_distillation", "{:.5f}"),
     "confidence": ("val_confidence", "{:.3f}"),
-    "same best class": ("val_top1_agreement", "{:.1%}"),
+    "same best class": ("val_top1_agreement", "{:.1f} %"),
     "mAP": ("val_teacher_mAP", "{:.3f}"),
 }
 
@@ -89,7 +93,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS: dict[str, Variant] = {
-    "reference": Variant(),
+    REFERENCE: Variant(),
     "another seed": Variant({"run.seed": 2}),
     "focal loss": Variant(loss=focal_loss),
     "certain classes count more": Variant(loss=certain_loss),
@@ -121,15 +125,25 @@ def run(options: argparse.Namespace, name: str) -> None:
     changes = {"data.path": str(options.corpora), "data.cache": options.cache, "run.out": str(folder)}
     changes |= {"model.inherit": options.teacher, "teacher.models": [options.teacher]}
     config = load_recipe("dymn02_open").replace(changes | BASE | variant.settings)
-    draws = options.output / "draws.npy"  # of the teacher mn04_as: the same for all its students
-    shared = config.teacher.models == (options.teacher,) and config.data.sampling == "teacher"
-    folder.mkdir(parents=True, exist_ok=True)
-    if shared and draws.exists():
-        shutil.copy(draws, folder / "draws.npy")
+    draws, own = options.output / DRAWS, folder / DRAWS
+    if config.teacher.models == (options.teacher,) and config.data.sampling == "teacher" and name != REFERENCE:
+        if not draws.exists():
+            run(options, REFERENCE)
+        copy(draws, own)
+    elif name == REFERENCE and options.draws:
+        copy(options.draws, own)
     with variant.applied():
         train(config)
-    if shared and not draws.exists():
-        shutil.copy(folder / "draws.npy", draws)
+    if name == REFERENCE:
+        copy(own, draws)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file at once, unless it is there."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as file:
+            file.write(source.read_bytes())
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -137,7 +151,7 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     path = folder / "log.jsonl"
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def report(output: Path) -> str:
@@ -146,7 +160,7 @@ def report(output: Path) -> str:
     for name in VARIANTS:
         log = log_of(output / name.replace(" ", "_"))
         if len(log) >= EPOCHS:
-            cells = [form.format(log[EPOCHS - 1][key]) for key, form in METRICS.values()]
+            cells = [form.format(log[EPOCHS - 1][key] * (100 if "%" in form else 1)) for key, form in METRICS.values()]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -158,6 +172,7 @@ def main() -> int:
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--teacher", default="mn04_as", help="Name or file of mn04_as.")
     parser.add_argument("--cache", default="", help="Folder of decoded clips.")
+    parser.add_argument("--draws", type=Path, metavar="FILE", help="The draws.npy of a run with the teacher mn04_as.")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", default=list(VARIANTS))
     options = parser.parse_args()
     for name in options.only:

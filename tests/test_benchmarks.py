@@ -10,6 +10,7 @@ import tarfile
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,6 +291,38 @@ def test_a_variant_of_the_recipe_changes_the_loss_for_its_run_only():
     assert loss() == usual
 
 
+def test_variants_draw_clips_by_the_weights_of_the_reference(tmp_path, monkeypatch):
+    variants = load("variants")
+    trained = []
+
+    def train(config):
+        folder = Path(config.run.out)
+        trained.append(folder.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "draws.npy").exists():
+            (folder / "draws.npy").write_text(f"{config.data.seconds:g} s")
+        (folder / "log.jsonl").write_text("{}\n" * 4)
+
+    monkeypatch.setattr(variants, "train", train)
+    options = SimpleNamespace(corpora=tmp_path, output=tmp_path / "out", teacher="mn04_as", cache="", draws=None)
+    for name in ("crops of 4 to 10 s", "another seed", "teacher dymn04_open", "clips drawn uniformly"):
+        variants.run(options, name)
+        variants.run(options, name)  # a finished one is not repeated
+    assert trained == [
+        "reference",
+        "crops_of_4_to_10_s",
+        "another_seed",
+        "teacher_dymn04_open",
+        "clips_drawn_uniformly",
+    ]
+    found = {path.parent.name: path.read_text() for path in sorted((tmp_path / "out").rglob("draws.npy"))}
+    assert {found[name] for name in ("out", "reference", "crops_of_4_to_10_s", "another_seed")} == {"4 s"}
+    (tmp_path / "other.npy").write_text("full run")
+    options.output, options.draws = tmp_path / "given", tmp_path / "other.npy"
+    variants.run(options, "another seed")
+    assert (tmp_path / "given/another_seed/draws.npy").read_text() == "full run"
+
+
 def test_variants_are_reported_when_their_last_epoch_is_logged(tmp_path):
     variants = load("variants")
     row = {"val_distillation": 0.00336, "val_confidence": 0.5792, "val_top1_agreement": 0.4871, "val_teacher_mAP": 0.43}
@@ -297,7 +330,7 @@ def test_variants_are_reported_when_their_last_epoch_is_logged(tmp_path):
         folder = tmp_path / name.replace(" ", "_")
         folder.mkdir()
         (folder / "log.jsonl").write_text("".join(json.dumps({"epoch": i} | row) + "\n" for i in range(epochs)))
-    assert variants.report(tmp_path).splitlines()[2:] == ["| reference | 0.00336 | 0.579 | 48.7% | 0.430 |"]
+    assert variants.report(tmp_path).splitlines()[2:] == ["| reference | 0.00336 | 0.579 | 48.7 % | 0.430 |"]
 
 
 @pytest.mark.parametrize("words", [("--offset", "0.1"), ("--plot", "x.png")])

@@ -63,6 +63,7 @@ def test_files_of_other_segments_are_left_out_and_whole_videos_are_told(tmp_path
     """The labels of a segment from 30 to 40 s do not describe another part of the same video."""
     write_lists(tmp_path)
     write_audio(tmp_path / "audio/--PJHxphWEs_500.000.wav")
+    write_audio(tmp_path / "audio/YbcdefghijK_29.wav")
     write_audio(tmp_path / "audio/YbcdefghijK_30_40.wav")
     write_audio(tmp_path / "audio/YbcdefghijK_90000_100000.wav")
     write_audio(tmp_path / "audio/YYbcdefghijK.wav")
@@ -75,6 +76,11 @@ def test_files_of_other_segments_are_left_out_and_whole_videos_are_told(tmp_path
     assert "balanced_train_segments.csv: 1 of 3 segments have only files of another start." in caplog.text
     assert "Segments with several files: 1, such as YbcdefghijK" in caplog.text
     assert "1 of 2 files are longer than their segments" in caplog.text and "abcdefghij_.wav" in caplog.text
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/balanced_train_segments.csv").write_text(f"{HEADER}abcdefghijk, 30, 40, /m/09x0r\n")
+    write_audio(tmp_path / "other/abcdefghijk_70.wav")
+    with pytest.raises(DataError, match=r"a file of its start below .*; abcdefghijk has another start: abcdefghijk_70"):
+        open_source("audioset", tmp_path / "other")
     rows = list(csv.reader(report.open()))
     assert rows[1] == ["balanced_train_segments.csv", BALANCED[0], "another start: --PJHxphWEs_500.000.wav"]
 
@@ -100,4 +106,8 @@ def test_what_is_no_copy_of_it_is_refused(tmp_path):
     for mids, problem in (("", "no classes"), (', "/m/none"', "the class '/m/none'")):
         (tmp_path / "eval_segments.csv").write_text(f"{HEADER}abcdefghijk, 1, 2{mids}\n")
         with pytest.raises(DataError, match=rf"eval_segments\.csv, row 4: {problem}"):
+            open_source("audioset", tmp_path)
+    for times in ("nan, 2", ", ", "1, x"):
+        (tmp_path / "eval_segments.csv").write_text(f"{HEADER}abcdefghijk, {times}, /m/09x0r\n")
+        with pytest.raises(DataError, match=r"eval_segments\.csv, row 4: .* is not a number of seconds"):
             open_source("audioset", tmp_path)

@@ -244,9 +244,9 @@ def test_an_ensemble_is_evaluated_on_windows_of_no_single_member(tmp_path):
         paths.append(path)
     words = ["--data", str(tmp_path / "clips"), "--format", "json"]
     refused = CliRunner().invoke(app, ["evaluate", "+".join(paths), *words])
-    assert refused.exit_code == 2 and "m0 0.5 s (repeat), m1 0.25 s (pad)" in refused.output
+    assert refused.exit_code == 2 and "data.seconds: 0.5 (m0), 0.25 (m1); set --seconds." in refused.output
     refused = CliRunner().invoke(app, ["evaluate", "+".join(paths), *words, "--seconds", "0.5"])
-    assert "Set --seconds and --fill" in refused.output
+    assert "data.fill: repeat (m0), pad (m1); set --fill." in refused.output
     tables = []
     for i, order in enumerate((paths, paths[::-1])):
         table = tmp_path / f"{i}.csv"
@@ -257,11 +257,34 @@ def test_an_ensemble_is_evaluated_on_windows_of_no_single_member(tmp_path):
     np.testing.assert_allclose(*tables, atol=1e-5)
 
 
-@pytest.mark.parametrize("words", [("--model", "a", "--model=b"), ("-m", "a", "-mb")])
+def test_an_ensemble_whose_members_treat_whole_clips_differently(tmp_path):
+    write_clips(tmp_path / "clips" / "test", 2)
+    paths = []
+    for seed, data in enumerate(({"whole": True, "holdout": 0.5}, {"whole": False, "holdout": 0.1})):
+        model, path = network(seed, tmp_path, labels=("high", "low"))
+        model.card = dataclasses.replace(model.card, provenance={"config": {"data": data}})
+        pretrained.save(model, path)
+        paths.append(path)
+    words = ["evaluate", "+".join(paths), "--data", str(tmp_path / "clips")]
+    assert "data.whole: True (m0), False (m1); set --whole or --no-whole." in CliRunner().invoke(app, words).output
+    assert CliRunner().invoke(app, [*words, "--no-whole"]).exit_code == 0
+    write_clips(tmp_path / "unsplit", 8)
+    words[-1] = str(tmp_path / "unsplit")
+    refused = CliRunner().invoke(app, [*words, "--whole", "--split", "val"])
+    assert "data.holdout: 0.5 (m0), 0.1 (m1); evaluate test clips or all clips" in refused.output
+    assert CliRunner().invoke(app, [*words, "--whole", "--split", "all"]).exit_code == 0
+
+
+@pytest.mark.parametrize("words", [("--model", "a", "--model=b"), ("-m", "a", "-mb"), ("-qm", "a", "-m", "b")])
 def test_a_second_model_is_refused_not_taken_instead_of_the_first(words, tmp_path):
     refused = CliRunner().invoke(app, ["tag", str(tmp_path), *words])
-    assert "--model is given 2 times. Write the models of an ensemble as --model a+b." in refused.output
+    assert "--model is given 2 times. Write the models of an ensemble as --model A+B." in refused.output
     refused = CliRunner().invoke(app, ["tag", str(tmp_path), "--model", "mn04_as", "dymn04_open"])
     assert "dymn04_open is the name of a model" in refused.output
     kept = CliRunner().invoke(app, ["tag", "--model", "no_such_model", "--", "--model"])
     assert "--model is given" not in kept.output
+    for named in (
+        ["export", "model", "-o", "model"],
+        ["evaluate", "model", "--data", "model"],
+    ):  # a folder's usual name
+        assert "--model is given" not in CliRunner().invoke(app, named).output

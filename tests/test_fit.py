@@ -33,7 +33,7 @@ from dymn.fitting.general import GeneralBackground, general_background, with_gen
 from dymn.fitting.heads import fit_head
 from dymn.fitting.labelled import read_answers, read_background, read_labelled
 from dymn.fitting.review import doubts
-from dymn.fitting.thresholds import FalseAlarms, class_thresholds
+from dymn.fitting.thresholds import Background, FalseAlarms, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.inference.selection import TagSettings
 from dymn.runtime.opening import open_backend
@@ -229,7 +229,7 @@ def test_background_of_dymn_that_may_hold_a_class_says_nothing_of_it(clips, base
         likeliest = int(heard[:, base.card.labels.index(own)].argmax())
         assert heard[likeliest, base.card.labels.index(own)] < 0.1 or not known[likeliest]
         assert known.mean() > 0.9 and known[heard[:, base.card.labels.index(other)] > 0.8].mean() > 0.9
-    assert more.background_hours() == examples.background_hours() and more.background_hours(general=True) > 1
+    assert more.background_of().hours == examples.background_of().hours and more.background_of(general=True).hours > 1
     assert with_general(examples, base._replace(digest="another")) is examples
 
 
@@ -345,7 +345,9 @@ def test_annotations_after_the_end_of_a_recording_are_told(base, tmp_path, caplo
     empty = [target for place, target in zip(examples.places, examples.targets, strict=True) if "street" in place.path]
     assert empty and not np.any(empty)
     quiet = 7.142 + 3.0  # all of one, and 3 to 6 s of the other; overlapping windows count once
-    assert np.isclose(3600 * examples.background_hours(), quiet, atol=0.001)
+    found = examples.background_of()
+    assert np.isclose(3600 * found.hours, quiet, atol=0.001)
+    assert np.isclose(found.overlap, (3 + 3 + 3 + 2.642 + 3) / quiet, atol=0.001)
 
 
 def test_notes_propose_no_options_that_fit_lacks(clips, base, tmp_path, caplog):
@@ -517,7 +519,7 @@ def test_thresholds_part_the_scores():
 
     def found(times, hours, n_classes=1):
         scores, hits = np.tile(values, times), np.tile(positive, times)
-        return class_thresholds(scores, hits, FalseAlarms([(~hits, hours)], n_classes))
+        return class_thresholds(scores, hits, FalseAlarms([Background(~hits, hours)], n_classes))
 
     enough = found(3, 5.0)
     assert enough.best == pytest.approx(0.25) and enough.f1 == pytest.approx(8 / 9)
@@ -527,6 +529,22 @@ def test_thresholds_part_the_scores():
         assert blind.precise == pytest.approx(0.75) and blind.recall == pytest.approx(0.5)
 
 
+def test_windows_that_overlap_hardly_change_a_threshold():
+    """Twice as many windows of the same hours, of which each sound is in two, bring the same threshold."""
+    rng = np.random.default_rng(0)
+    logits = rng.logistic(-8, 1, 4000)
+    own = np.linspace(-6, 6, 200)
+
+    def limit(windows, overlap):
+        scores, positive = np.append(windows, own), np.append(np.zeros(len(windows), bool), np.ones(len(own), bool))
+        alarms = FalseAlarms([Background(~positive, 4.0, overlap)])
+        found = class_thresholds(1 / (1 + np.exp(-scores)), positive, alarms).precise
+        return np.log(found / (1 - found))
+
+    once, twice, blind = limit(logits, 1.0), limit(np.repeat(logits, 2), 2.0), limit(np.repeat(logits, 2), 1.0)
+    assert abs(once - twice) < 0.2 < blind - once
+
+
 @pytest.mark.parametrize(("hours", "n_classes"), [(1.0, 5), (4.0, 5), (4.0, 2)])
 def test_precise_thresholds_bring_one_false_alarm_an_hour_of_all_classes_together(hours, n_classes):
     """Background whose logits have a known distribution, so that the alarms of further hours are known."""
@@ -534,7 +552,7 @@ def test_precise_thresholds_bring_one_false_alarm_an_hour_of_all_classes_togethe
     for _ in range(200):
         logits = np.append(rng.logistic(-8, 1, round(per_hour * hours)), np.linspace(-6, 6, 200))
         scores, positive = 1 / (1 + np.exp(-logits)), np.arange(len(logits)) >= len(logits) - 200
-        limit = class_thresholds(scores, positive, FalseAlarms([(~positive, hours)], n_classes)).precise
+        limit = class_thresholds(scores, positive, FalseAlarms([Background(~positive, hours)], n_classes)).precise
         found.append(n_classes * per_hour / (1 + np.exp(np.log(limit / (1 - limit)) + 8)))
     assert 0.6 < np.mean(found) < 1.3
 
@@ -544,9 +562,9 @@ def test_hours_of_silence_do_not_lower_a_precise_threshold():
     logits = np.concatenate([rng.logistic(-8, 1, 500), np.full(5000, -12.0), np.linspace(-6, 6, 200)])
     scores, place = 1 / (1 + np.exp(-logits)), np.arange(len(logits))
     loud, silent, positive = place < 500, (place >= 500) & (place < 5500), place >= 5500
-    alone = class_thresholds(scores[~silent], positive[~silent], FalseAlarms([(loud[~silent], 1.0)], 5))
-    both = class_thresholds(scores, positive, FalseAlarms([(loud, 1.0), (silent, 10.0)], 5))
-    mixed = class_thresholds(scores, positive, FalseAlarms([(loud | silent, 11.0)], 5))
+    alone = class_thresholds(scores[~silent], positive[~silent], FalseAlarms([Background(loud[~silent], 1.0)], 5))
+    both = class_thresholds(scores, positive, FalseAlarms([Background(loud, 1.0), Background(silent, 10.0)], 5))
+    mixed = class_thresholds(scores, positive, FalseAlarms([Background(loud | silent, 11.0)], 5))
     assert both.precise == alone.precise > mixed.precise
 
 

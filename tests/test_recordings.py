@@ -500,6 +500,13 @@ def test_a_time_that_does_not_exist_is_ignored_with_a_note(tmp_path, impossible,
     assert len(notes.lines) == 1 and re.search(text, notes.lines[0])
 
 
+@pytest.mark.parametrize("name", ["x.000000000000.wav", "20000000_000000.wav", "20219999_123456_20210314_192100.wav"])
+def test_zeros_and_a_later_time_in_a_file_name_need_no_note_of_impossible_times(tmp_path, name):
+    notes = Notes()
+    begin = begin_of(recorded(tmp_path / name), notes)
+    assert (begin is not None) == name.startswith("2021") and not any("does not exist" in line for line in notes.lines)
+
+
 @pytest.mark.parametrize("name", ["site_20211345_192100.wav", "6805.210332192100.wav"])
 def test_an_impossible_time_in_a_file_name_is_ignored_with_a_note(tmp_path, name):
     notes = Notes()

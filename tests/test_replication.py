@@ -294,7 +294,7 @@ def test_report_decides_what_the_data_say(tmp_path):
     page = tmp_path / "docs" / "replication.md"
     write_report(tmp_path, page, page.parent / "images", None, None, 1000)
     text = page.read_text(encoding="utf-8")
-    assert "**DyMN 0.4 is better than MN 0.4.**" in text
+    assert "- Claim A, also compared: **DyMN 0.4 is better than MN 0.4.**" in text
     assert "**DyMN 0.4 is worse than DyMN 0.4 without Dy-Conv.**" in text
     assert "**No decision** between DyMN 0.4 and DyMN 0.4 without Coordinate Attention" in text
     assert "- DyMN 0.4 − DyMN 0.4 without Dy-Conv: opposite to the paper." in text
@@ -351,4 +351,6 @@ def test_what_runaway_clips_hide_is_said():
     part = SimpleNamespace(excess=excess, title=lambda arm: {"dymn": "DyMN", "dymn_tau1": "DyMN, temperature 1"}[arm])
     told = _without_runaways(part, ("dymn", "dymn_tau1"), ["dymn_tau1"])
     assert told.startswith("A few runaway clips dominate the mean excess of DyMN, temperature 1.")
+    calm = {"dymn": np.full((1, 2), 0.05), "dymn_tau1": np.full((1, 2), 0.05)}
+    assert _without_runaways(SimpleNamespace(excess=calm, title=str), ("dymn", "dymn_tau1"), ["dymn_tau1"]) == ""
     assert told.endswith("it is 2.000 for DyMN; 3.000 for DyMN, temperature 1.")

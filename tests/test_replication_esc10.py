@@ -53,7 +53,7 @@ def test_the_section_says_what_the_answers_say(tmp_path):
                 path = tmp_path / "out" / f"run{number}" / cell.name / f"fold{fold}.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps({"right": right, "seconds": 90.0}))
-    plan = {"epochs": 30, "width": 0.2}
+    plan = {"epochs": 30, "width": 0.2, "teacher": "mn04_as"}
     (tmp_path / "out" / "plan.json").write_text(json.dumps(plan))
     (tmp_path / "out" / "teacher" / "fold1").mkdir(parents=True)
     (tmp_path / "out" / "teacher" / "fold1" / "result.json").write_text('{"train_seconds": 3600}')
@@ -84,21 +84,38 @@ def test_the_section_says_what_the_answers_say(tmp_path):
 def test_a_report_of_the_other_claims_keeps_the_section():
     from replicate_esc10 import BEGIN, END, section_of, with_section
 
-    section = f"{BEGIN}\n\nTable.\n\n{END}\n"
+    section = f"{BEGIN}\n\nTable.\n\n{END}"
     page = with_section("# Replication\n", section)
-    assert page == f"# Replication\n\n{section}" and section_of(page) == section
-    assert with_section("# New\n", section_of(page)) == f"# New\n\n{section}"
+    assert page == f"# Replication\n\n{section}\n" and section_of(page) == section
+    assert with_section("# New\n", section_of(page)) == f"# New\n\n{section}\n"
     assert with_section("# New\n", section_of("# Replication\n")) == "# New\n"
+    newer = section.replace("Table", "Newer")
+    assert with_section(f"# A\n{section}", newer) == f"# A\n{newer}"  # without a line's end
+    for half in (BEGIN, END, f"{END} {BEGIN}"):
+        with pytest.raises(SystemExit, match="one of the marks"):
+            with_section(f"# A\n{half}\n", newer)
 
 
 def test_results_of_another_plan_are_not_mixed(tmp_path):
+    from dymn import create_model
     from replicate_esc10 import main
 
+    create_model("mn01", num_classes=2).save_pretrained(tmp_path / "teacher")
+    create_model("mn01", num_classes=3).save_pretrained(tmp_path / "other")
+    (tmp_path / "plan.json").write_text(json.dumps({"mark": {"width": 0.2}}))
     words = ["run", "--esc10", str(tmp_path), "--weights", str(tmp_path), "--out", str(tmp_path / "out"), "--runs", "0"]
+    words += ["--teacher", str(tmp_path / "teacher")]
     main(words)
     main(words)
-    with pytest.raises(SystemExit, match="holds results of another plan"):
-        main([*words, "--epochs", "7"])
+    for other in (["--epochs", "7"], ["--teacher", str(tmp_path / "other")]):
+        with pytest.raises(SystemExit, match="holds results of another plan"):
+            main([*words, *other])
+    with pytest.raises(SystemExit, match=r"has width 0\.2"):
+        main([*words, "--width", "0.3"])
+    (tmp_path / "old" / "run0").mkdir(parents=True)
+    words[6] = str(tmp_path / "old")
+    with pytest.raises(SystemExit, match=r"no plan\.json that says"):
+        main(words)
 
 
 def test_a_cell_is_trained_from_the_weights_of_experiment_a(shared, tmp_path):

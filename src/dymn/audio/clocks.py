@@ -95,14 +95,14 @@ def _in_header(source: Any, notes: Notes) -> Iterator[Begin]:
         time = _time(match)
         if time:
             yield Begin(time, name)
-        elif int(match["Y"]):  # zeros are a field that was left empty
+        else:
             _report_impossible(match, name, notes)
 
 
 def _in_name(source: Any, notes: Notes) -> Iterator[Begin]:
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     stem = os.path.basename(display(name)) if isinstance(name, (str, os.PathLike)) and name else ""
-    matches = [match for pattern in _NAMES if (match := pattern.search(stem))]
+    matches = [match for pattern in _NAMES for match in pattern.finditer(stem)]
     for match in matches:
         if time := _time(match):
             yield Begin(time, "file name")
@@ -112,6 +112,8 @@ def _in_name(source: Any, notes: Notes) -> Iterator[Begin]:
 
 
 def _report_impossible(match: re.Match[str], name: str, notes: Notes) -> None:
+    if int(match["M"]) == int(match["D"]) == 0:  # a field that was left empty
+        return
     notes.add(f'the start time in its {name} does not exist and is ignored: "{visible(match[0])}".')
 
 

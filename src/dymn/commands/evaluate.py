@@ -57,6 +57,15 @@ def evaluate(
         float | None, seconds_option("Length of a window. The default is the length used in training.", DATA)
     ] = None,
     fill: options.ClipFill = None,
+    whole: Annotated[
+        bool | None,
+        typer.Option(
+            "--whole/--no-whole",
+            help="Whether clips of up to a minute are evaluated in one window. The default is as in the model's "
+            "training or, if it is unknown, as in the dataset's protocol.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     workers: options.ClipWorkers = 0,
     batch_size: options.ClipBatch = 16,
     per_class: Annotated[
@@ -123,8 +132,8 @@ def evaluate(
         "--collar": collar, "--method": method, "--threshold": threshold, "--off-threshold": off_threshold,
         "--median": median, "--min-gap": min_gap, "--min-duration": min_duration or None,
     }, {
-        "--split": split, "--fold": fold, "--seconds": seconds, "--fill": fill, "--predictions": predictions,
-        "--confusion": confusion,
+        "--split": split, "--fold": fold, "--seconds": seconds, "--fill": fill, "--whole": whole,
+        "--predictions": predictions, "--confusion": confusion,
     })  # fmt: skip
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
@@ -170,6 +179,7 @@ def evaluate(
             fold=fold,
             seconds=seconds,
             fill=fill,
+            whole=whole,
             batch_size=batch_size,
             workers=workers,
             precision=precision,

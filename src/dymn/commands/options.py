@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from dymn.commands.imports import import_module
-from dymn.commands.wrong_use import plainly, values_of
+from dymn.commands.wrong_use import plainly
 from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
@@ -40,24 +40,20 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
         words = list(respelled(args, OLDER.get(self.name or "", {})))
-        self._check_models(words)
         try:
+            self._check_models(ctx, words)
             return super().parse_args(ctx, list(words))
         except Exception as error:
             if hasattr(error, "message"):  # typer's own, of wrong use
                 error.message = plainly(error.message, getattr(getattr(error, "param", None), "opts", ()), words)
             raise
 
-    def _check_models(self, words: list[str]) -> None:
+    def _check_models(self, ctx: Any, words: list[str]) -> None:
         """Raise a ConfigError if there are several --model, of which typer would take the last, where one is meant."""
-        words = words[: words.index("--")] if "--" in words else words
-        for param in self.params:
-            models = [*values_of(param.opts, words)] if param.name == "model" and not param.multiple else []
-            if len(models) > 1:
-                raise ConfigError(
-                    f"--model is given {len(models)} times. Write the models of an ensemble as "
-                    f"--model {'+'.join(reversed(models))}."
-                )
+        _, _, order = self.make_parser(ctx).parse_args(args=list(words))
+        given = [one for one in order if one.name == "model" and one.param_type_name == "option" and not one.multiple]
+        if len(given) > 1:
+            raise ConfigError(f"--model is given {len(given)} times. Write the models of an ensemble as --model A+B.")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whether warnings are shown is then as before.

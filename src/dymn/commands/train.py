@@ -26,7 +26,7 @@ from dymn.commands.output import say
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from dymn.training import TrainConfig
 
@@ -247,7 +247,7 @@ def train_seeds(config: TrainConfig, work: Callable[[TrainConfig, bool], dict[st
         return
     say(f"{len(result['seeds'])} runs, mean and standard deviation:")
     for name, found in result["figures"].items():
-        if name.startswith(("val_", "test_")) or name == "mean":
+        if name.startswith(("val_", "test_")) or name in ("mean", "last_epochs.mean"):
             spread = "" if found["std"] is None else f" ± {figure(name, found['std'])}"
             say(f"{name}  {figure(name, found['mean'])}{spread}")
 
@@ -279,15 +279,20 @@ def train_all_folds(config: TrainConfig, quiet: bool) -> dict[str, Any]:
     for number, value in zip(result["fold_numbers"], result["folds"], strict=True):
         typer.echo(f"fold {number}  {result['metric']} {figure(result['metric'], value)}")
     typer.echo(f"mean    {result['metric']} {figure(result['metric'], result['mean'])}")
+    if "last_epochs" in result:
+        mean = figure(result["metric"], result["last_epochs"]["mean"])
+        typer.echo(f"mean of the last epochs    {result['metric']} {mean}")
     return result
 
 
-def is_mean_of_epochs(name: str, value: object) -> bool:
-    """Whether a value of a result is that of a metric, averaged over the last epochs."""
+def means_of_epochs(result: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the metrics of a result that are averaged over the last epochs, by name."""
     from dymn.commands.epochs import FIGURES
 
-    bare = name.removeprefix("test_").rpartition("_last_")[0]
-    return bare in FIGURES and isinstance(value, float)
+    for name, value in result.items():
+        metric = name.removeprefix("test_").rpartition("_last_")[0]
+        if metric in FIGURES and isinstance(value, float):
+            yield metric, value
 
 
 def summarise(result: dict[str, Any]) -> None:
@@ -302,8 +307,8 @@ def summarise(result: dict[str, Any]) -> None:
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:
             say(f"On the {name} clips: {', '.join(found)}.")
-    last = [f"{name} {figure(name, value)}" for name, value in result.items() if is_mean_of_epochs(name, value)]
+    last = [f"{key} {figure(key, value)}" for key, value in means_of_epochs(result)]
     if last:
-        say(f"Means over epochs: {', '.join(last)}.")
+        say(f"On the test clips, mean of the last epochs: {', '.join(last)}.")
     say(f"Checkpoint: {result['checkpoint']}")
     say(f"Tag with it: dymn tag RECORDING --model {shlex.quote(str(result['checkpoint']))}")

@@ -31,12 +31,12 @@ def plainly(message: str, options: Sequence[str], words: Sequence[str]) -> str:
     for pattern, allowed in WORDS:
         match = re.fullmatch(pattern, message.removesuffix("."))
         if match:
-            given = next((value for value in values_of(options, words) if value), "")
+            given = next((value for value in _values(options, words) if value), "")
             return f"{given} is not allowed; it must be {match.expand(allowed)}." if given else match.expand(allowed)
     return message
 
 
-def values_of(options: Sequence[str], words: Sequence[str]) -> Iterator[str]:
+def _values(options: Sequence[str], words: Sequence[str]) -> Iterator[str]:
     """Yield the values that options have on a command line, the last one first."""
     for word, following in reversed([*pairwise([*words, ""])]):
         name, has_value, value = word.partition("=")

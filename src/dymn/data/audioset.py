@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ FILE_NAME = re.compile(r"(?P<id>[\w-]{11})(?:[_-](?P<start>[\d.]+))?(?:[_-][\d.]
 it."""
 NEAR = 1.0  # seconds that the start in a file's name, which may be rounded, may be away from that in the list
 LONGER = 2.0  # seconds that a file may be longer than its segment
-PROBED = 100  # files whose lengths are looked at
+PROBED = 100  # files whose lengths are looked at, at most
 
 
 class ListedSegment(NamedTuple):
@@ -99,6 +100,9 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     _warn_of_long_files(paths, lengths)
     if report is not None:
         write_csv(report, [("list", "key", "reason"), *missing])
+    elsewhere = [f"{key} has {reason}" for _, key, reason in missing if reason != "no audio"]
+    if not keys and elsewhere:
+        raise DataError(f"None of the {len(missing)} segments has a file of its start below {folder}; {elsewhere[0]}.")
     if not keys:
         raise DataError(
             f"None of the {len(missing)} segments has a file below {folder}. Files are named by their YouTube id, such "
@@ -126,6 +130,8 @@ def segments(path: Path) -> Iterator[ListedSegment]:
             raise DataError(f"{path}, row {line}: {what}. A row has YTID, start, end, and classes such as /m/09x0r.")
         try:
             start, end = float(row[1]), float(row[2])
+            if not math.isfinite(start + end):
+                raise ValueError("not a time")
         except ValueError as error:
             raise DataError(
                 f"{path}, row {line}: {row[1]!r:.40} or {row[2]!r:.40} is not a number of seconds."
@@ -160,19 +166,20 @@ def _number(text: str | None) -> float | None:
 
 def _file_of(segment: ListedSegment, files: list[File]) -> Path | None:
     """Return the file of a segment: one that states its start, or else one without a start."""
+    near = []
     for file in files:
-        if file.start is None:
-            continue
-        meant = [file.start, *([file.start / 1000] if file.start >= 1000 else [])]
-        if any(abs(start - segment.start) <= NEAR for start in meant):
-            return file.path
+        if file.start is not None:
+            meant = [file.start, *([file.start / 1000] if file.start >= 1000 else [])]
+            near.append((min(abs(start - segment.start) for start in meant), file.path))
+    if near and min(near)[0] <= NEAR:
+        return min(near)[1]
     return next((file.path for file in files if file.start is None), None)
 
 
 def _warn_of_long_files(paths: list[Path], lengths: list[float]) -> None:
     """Warn where some of the files, evenly drawn, are longer than their segments: whole videos, or other segments."""
     longer: list[Path] = []
-    drawn = range(0, len(paths), max(1, len(paths) // PROBED))
+    drawn = range(0, len(paths), max(1, math.ceil(len(paths) / PROBED)))
     for i in drawn:
         try:
             seconds = probe(paths[i]).seconds

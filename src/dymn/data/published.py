@@ -97,21 +97,25 @@ def read_array(path: Path) -> LogitsFile:
 
 
 def rows_not_finite(path: Path, array: LogitsFile) -> npt.NDArray[np.int64]:
-    """Return the rows of an .npy file of logits that contain NaN or infinity, in order; the file is read once."""
+    """Return the rows of an .npy file of logits that contain NaN, or infinity in float32, in order."""
     logits = np.memmap(path, array.dtype, "r", array.offset, (array.rows, array.columns))
     step = max(1, CHUNK // (array.columns * logits.itemsize))
-    parts = [np.isfinite(logits[start : start + step]).all(axis=1) for start in range(0, array.rows, step)]
+    parts = []
+    for start in range(0, array.rows, step):
+        with np.errstate(over="ignore"):
+            chunk = logits[start : start + step].astype(np.float32, copy=False)
+        parts.append(np.isfinite(chunk).all(axis=1))
     return np.flatnonzero(~np.concatenate(parts))
 
 
 def without_rows(found: Rows, left_out: npt.NDArray[np.int64], why: str) -> Rows:
     """Return the rows without some of them, counted as `why`."""
-    if not len(left_out):
-        return found
     rows = np.arange(len(found.keys)) if found.rows is None else found.rows
     kept = ~np.isin(rows, left_out)
+    if kept.all():
+        return found
     keys = tuple(key for key, is_kept in zip(found.keys, kept, strict=True) if is_kept)
-    return Rows(keys, rows[kept], found.skipped | {why: len(left_out)})
+    return Rows(keys, rows[kept], found.skipped | {why: int((~kept).sum())})
 
 
 def read_rows(index: Path, n_rows: int) -> Rows:

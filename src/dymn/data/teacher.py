@@ -28,6 +28,7 @@ from dymn.system.files import atomic_write, open_regular
 from dymn.weights.labels import audioset_labels
 
 FORMAT = "dymn-teacher/1"
+NOT_FINITE = "rows that are not finite"
 MAX_HEADER = 2**26
 CHUNK = 2**22
 DTYPES = {"F16": "<f2", "I64": "<i8", "U8": "|u1"}
@@ -134,14 +135,14 @@ class TeacherTable:
         """
         path = Path(logits)
         array = read_array(path)
-        found = without_rows(
-            read_rows(Path(index), array.rows), rows_not_finite(path, array), "rows that are not finite"
-        )
+        found = without_rows(read_rows(Path(index), array.rows), rows_not_finite(path, array), NOT_FINITE)
         unknown = np.zeros(len(found.keys), dtype=np.int64)
         beside = path.with_suffix(".labels.txt")
         names = tuple(labels) or (read_labels(beside) if beside.is_file() else ())
         if not names and array.columns == len(audioset_labels()):
             names = audioset_labels()
+        if not found.keys:
+            raise DataError(f"{path} has no row of a clip that is finite; the table is damaged.")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"{path} has several columns for the class {twice[0]!r}; the names must differ.")
@@ -172,6 +173,9 @@ class TeacherTable:
             )
         return np.array([place[label] for label in labels], dtype=np.int64)
 
+    def _damage(self) -> str:
+        return f" ({self.skipped[NOT_FINITE]} rows are not finite)" if NOT_FINITE in self.skipped else ""
+
     def take(self, rows: int | Integers, columns: Integers | None) -> npt.NDArray[np.generic]:
         """Return some rows of the logits [..., C], with the columns returned by `columns`."""
         logits = self.logits[rows]
@@ -196,8 +200,8 @@ class TeacherTable:
         if found < len(rows) and not partial:
             missing = source.keys[int(np.argmin(rows))]
             raise DataError(
-                f"{self.path} contains {found} of the {len(rows)} clips; {missing!r} is missing. Compute the other "
-                "logits, or set teacher.partial=true to use only the labels of clips without logits."
+                f"{self.path} contains {found} of the {len(rows)} clips; {missing!r} is missing{self._damage()}. "
+                "Compute the other logits, or set teacher.partial=true to use only the labels of clips without logits."
             )
         return rows
 

@@ -119,7 +119,7 @@ def assess(
         ResourceError: if a batch does not fit the device's memory.
     """
     given = {"seconds": seconds, "fill": fill, "whole": whole}
-    learned = learned_from(model, [name for name, value in given.items() if value is not None])
+    learned = learned_from(model, [name for name, value in given.items() if value is None])
     if kind == AUTO:
         kind, path = detect(path)
     wanted = dict(options or {})
@@ -129,6 +129,8 @@ def assess(
     task, everything = without_background(task, everything, model.card)
     if split is None:
         split = "test" if fold or "test" in everything.catalog.splits else "all"
+    if split in ("train", "val") and "val" not in everything.catalog.splits:  # which depends on what was held out
+        learned_from(model, ["holdout"])
     source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
     device = next(model.parameters()).device
     selected = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
@@ -212,15 +214,15 @@ def write_predictions(path: str | Path, found: Assessment) -> None:
     write_csv(path, [("clip", "labels", "likeliest", *found.labels), *rows])
 
 
-def learned_from(model: MobileNet, given: Sequence[str] = ()) -> Learned:
-    """Return the data settings of a model's training according to its card.
+def learned_from(model: MobileNet, compared: Sequence[str] = ("seconds", "fill", "whole")) -> Learned:
+    """Return the data settings of a model's training according to its card; of an ensemble, those of its first model.
 
     Raises:
-        ConfigError: if a value is not allowed, or the models of an ensemble differ in a setting that is not `given`.
+        ConfigError: if a value is not allowed, or the models of an ensemble differ in a setting that is `compared`.
     """
     if isinstance(model, MeanOfLogits):
         networks = [cast(MobileNet, network) for network in model.networks]
-        return agreed([network.card.name for network in networks], [learned_from(each) for each in networks], given)
+        return agreed([network.card.name for network in networks], [learned_from(each) for each in networks], compared)
     config = model.card.provenance.get("config")
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
@@ -229,22 +231,28 @@ def learned_from(model: MobileNet, given: Sequence[str] = ()) -> Learned:
     return from_dict(Learned, {name: data[name] for name in names if data.get(name) is not None})
 
 
-def agreed(names: Sequence[str], learned: Sequence[Learned], given: Sequence[str] = ()) -> Learned:
-    """Return the settings of the first of several models, which differ at most in those `given` and in `holdout`.
+REMEDIES = {
+    "seconds": "set --seconds",
+    "fill": "set --fill",
+    "whole": "set --whole or --no-whole",
+    "holdout": "evaluate test clips or all clips, because no held-out clip is new to all models",
+}
+
+
+def agreed(names: Sequence[str], learned: Sequence[Learned], compared: Sequence[str]) -> Learned:
+    """Return the settings of the first of several models.
 
     Raises:
-        ConfigError: if they differ in others.
+        ConfigError: if the models differ in a setting that is `compared`.
     """
-    deciding = [name for name in ("seconds", "fill", "whole") if name not in given]
-    if len({tuple(getattr(one, name) for name in deciding) for one in learned}) > 1:
-        listed = ", ".join(
-            f"{name} {f'{one.seconds:g} s' if one.seconds else 'unknown'} ({one.fill}"
-            f"{', whole clips' if one.whole else ''})"
-            for name, one in zip(names, learned, strict=True)
-        )
-        raise ConfigError(
-            f"The models were trained with different lengths or filling of clips: {listed}. Set --seconds and --fill."
-        )
+    for setting in compared:
+        values = [getattr(one, setting) for one in learned]
+        if len(set(values)) > 1:
+            listed = ", ".join(
+                f"{'unknown' if value is None or (value == 0 and setting == 'seconds') else value} ({name})"
+                for name, value in zip(names, values, strict=True)
+            )
+            raise ConfigError(f"The models were trained with different data.{setting}: {listed}; {REMEDIES[setting]}.")
     return learned[0]
 
 

@@ -143,7 +143,7 @@ def calibrate(
         final, shared = [UNCHANGED] * len(chosen), UNCHANGED
     else:
         final, shared = _maps(logits, examples, everything), _shared(logits, examples, everything)
-    alarms = FalseAlarms([(examples.background, examples.background_hours())], len(chosen))
+    alarms = FalseAlarms([examples.background_of()], len(chosen))
     reports = [_report(examples, _sigmoid(held_out[:, k]), k, final[k], alarms) for k in range(len(chosen))]
     maps = [shared] * len(labels)
     for column, affine in zip(chosen, final, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +18,7 @@ from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
 from dymn.fitting.labelled import AnnotatedRecording, Labelled, LabelledClip
+from dymn.fitting.thresholds import Background
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
 from dymn.inference.windows import AudioLike, blocks
 from dymn.system.arrays import Bools, Floats
@@ -78,15 +80,16 @@ class LabelledWindows:
         """Which windows are of recorded sound that is known to have none of the classes, of the user or of dymn [N]."""
         return np.asarray(~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made)
 
-    def background_hours(self, general: bool = False) -> float:
-        """Return hours of background of the user, or of dymn; where windows overlap, they count once."""
+    def background_of(self, general: bool = False) -> Background:
+        """Return the background of the user, or of dymn; where windows overlap, its hours count once."""
         chosen = self.background & (self.general == general)
-        total, path, reached = 0.0, "", 0.0
-        for place in sorted(place for place, use in zip(self.places, chosen, strict=True) if use):
-            reached = reached if place.path == path else place.start
-            total += max(0.0, place.end - max(place.start, reached))
-            path, reached = place.path, max(reached, place.end)
-        return total / 3600
+        spans: dict[str, list[tuple[float, float]]] = {}
+        for place, use in zip(self.places, chosen, strict=True):
+            if use:
+                spans.setdefault(os.path.realpath(place.path), []).append((place.start, place.end))
+        union = sum(map(_covered, spans.values()))
+        total = sum(end - start for each in spans.values() for start, end in each)
+        return Background(chosen, union / 3600, total / union if union else 1.0)
 
     def groups_of(self, column: int) -> set[str]:
         """Return the groups in which a class is heard."""
@@ -145,6 +148,15 @@ def embed_labelled(
         for i, sound in enumerate(made_background(rate)):
             rows.add_made(embedder.vectors(sound[None])[0], i)
     return rows.examples(), bad
+
+
+def _covered(spans: list[tuple[float, float]]) -> float:
+    """Return how many seconds intervals cover together."""
+    covered, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
 
 
 class _Rows:

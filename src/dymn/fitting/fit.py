@@ -118,15 +118,13 @@ def fit_checkpoint(
     examples, bad = embed_labelled(
         embedder, labelled, made=made, track_window=track_window, workers=workers, progress=progress
     )
-    hours = examples.background_hours()
     if general and not exclusive:
         examples = with_general(examples, stored)
-    background = examples.background  # before it becomes a class
+    recorded, shipped = examples.background_of(), examples.background_of(general=True)  # before it becomes a class
     if exclusive:
         examples = _with_background(examples)
-    counted = hours + examples.background_hours(general=True)
-    sources = [(background & ~examples.general, hours), (background & examples.general, counted - hours)]
-    alarms = FalseAlarms(sources, len(labelled.labels))
+    hours, counted = recorded.hours, recorded.hours + shipped.hours
+    alarms = FalseAlarms([recorded, shipped], len(labelled.labels))
     empty = ~examples.targets.any(axis=1)
     if len(examples.labels) == 1 and not (empty & examples.known.all(axis=1)).any():
         raise DataError(

@@ -44,21 +44,35 @@ class ClassThresholds(NamedTuple):
     recall: float
 
 
+class Background(NamedTuple):
+    """A source of background.
+
+    Attributes:
+        windows: which windows are from it, without any class [N].
+        hours: its length.
+        overlap: how many windows each moment is in; a sound that two windows hear is one alarm.
+    """
+
+    windows: Bools
+    hours: float
+    overlap: float = 1.0
+
+
 class FalseAlarms(NamedTuple):
     """Where the false alarms of a class are counted.
 
     Attributes:
-        backgrounds: for each source of background, which windows are from it, without any class [N], and its hours. A
-            threshold holds for each source, so that hours of silence do not hide what few minutes of speech show.
+        backgrounds: a threshold holds for each of them, so that hours of silence do not hide what few minutes of speech
+            show.
         n_classes: number of classes that share `FALSE_ALARMS_PER_HOUR`.
     """
 
-    backgrounds: Sequence[tuple[Bools, float]]
+    backgrounds: Sequence[Background]
     n_classes: int = 1
 
     def among(self, use: Bools) -> FalseAlarms:
         """Return the same for some of the windows."""
-        return self._replace(backgrounds=[(chosen[use], hours) for chosen, hours in self.backgrounds])
+        return self._replace(backgrounds=[one._replace(windows=one.windows[use]) for one in self.backgrounds])
 
 
 def class_thresholds(scores: Numbers, positive: Bools, alarms: FalseAlarms) -> ClassThresholds:
@@ -84,8 +98,8 @@ def class_thresholds(scores: Numbers, positive: Bools, alarms: FalseAlarms) -> C
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
     exact = np.flatnonzero(is_edge & (hits >= PRECISION * reported))
     share = FALSE_ALARMS_PER_HOUR / alarms.n_classes
-    quiet = [(scores[chosen & ~positive], hours) for chosen, hours in alarms.backgrounds if hours >= ENOUGH_HOURS]
-    measured = [_exceeded(found, hours * share) for found, hours in quiet if len(found)]
+    quiet = [(scores[one.windows & ~positive], one) for one in alarms.backgrounds if one.hours >= ENOUGH_HOURS]
+    measured = [_exceeded(found, one.hours * one.overlap * share) for found, one in quiet if len(found)]
     level = max(measured) if measured else float(scores[~positive].max())
     enough = bool(measured) and positive.sum() >= ENOUGH_WINDOWS
     own = np.quantile(scores[positive], LEAST_FOUND if enough else LEAST_FOUND_BLIND)

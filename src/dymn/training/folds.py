@@ -20,8 +20,9 @@ FOLDS_FILE = "folds.json"
 def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None = None) -> Record:
     """Train once for each fold, into OUT/fold1 and so on.
 
-    Return the task's metric for each fold and its mean, as in OUT/folds.json. All runs have the same settings.
-    Completed folds are not trained again. With several processes, all but the first return an empty mapping.
+    Return the task's metric for each fold and its mean, as in OUT/folds.json; with `data.test_epochs`, also the means
+    over the last epochs, as `last_epochs`. All runs have the same settings. Completed folds are not trained again. With
+    several processes, all but the first return an empty mapping.
 
     Args:
         config: settings of the runs; `data.fold` is ignored.
@@ -41,6 +42,9 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
         return {}
     values = metrics.fold_mean(results, f"test_{data.task.metric}")
     summary: dict[str, Any] = {"metric": data.task.metric, "fold_numbers": numbers, **values}
+    last = f"test_{data.task.metric}_last_{config.data.test_epochs}"
+    if all(last in result for result in results):
+        summary["last_epochs"] = metrics.fold_mean(results, last)
     summary["train_seconds"] = float(sum(result["train_seconds"] for result in results))
     write_json(out / FOLDS_FILE, summary)
     return summary

@@ -60,6 +60,11 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
         DataError: if the dataset has no such split, or the table is missing or damaged.
     """
     settings, task = config.data, data.task
+    if settings.test_epochs and not settings.test:
+        raise ConfigError(
+            f"data.test_epochs is {settings.test_epochs}, but there are no test clips to evaluate these epochs on. Add "
+            "test clips and name their split in data.test, or set data.test_epochs=0."
+        )
     whole = data.source.at(sample_rate)
     if settings.cache:
         whole = cached(whole, settings.cache, workers=settings.workers)
@@ -70,11 +75,6 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     train = part(settings.train)
     if train is None:
         raise ConfigError("data.train is empty; it must be the split to train on.")
-    if settings.test_epochs and not settings.test:
-        raise ConfigError(
-            f"data.test_epochs is {settings.test_epochs}, but there are no test clips to evaluate these epochs on. Add "
-            "test clips and name their split in data.test, or set data.test_epochs=0."
-        )
     return Inputs(
         task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds
     )
@@ -158,11 +158,6 @@ def open_table(config: TrainConfig) -> TeacherTable | None:
     teacher = config.teacher
     if not teacher.table:
         return None
-    if Path(teacher.table).suffix == ".npy" and not teacher.index:
-        raise DataError(
-            f"teacher.table is {teacher.table}, an .npy file without the names of its clips. Set teacher.index to the "
-            ".csv or .pkl file that states which row belongs to which clip."
-        )
     table, *index = find_table(config)
     return TeacherTable.published(table, index[0]) if index else TeacherTable.open(table)
 

@@ -120,6 +120,11 @@ class TeacherSettings:
             "teacher.table and teacher.models are both set; a teacher is offline or online.",
         )
         check(
+            not self.table.endswith(".npy") or bool(self.index),
+            f"teacher.table is {self.table}, an .npy file without the names of its clips. Set teacher.index to the "
+            ".csv or .pkl file that states which row belongs to which clip.",
+        )
+        check(
             all(isinstance(name, str) for name in self.models),
             f"teacher.models is {shown(self.models)}; it must be a list of names.",
         )

@@ -84,9 +84,9 @@ class Ensemble:
         Raises:
             ConfigError: if the models were trained with different ones.
         """
-        given = ["whole", *(["seconds"] if seconds else []), *(["fill"] if fill else [])]
+        compared = [name for name, value in (("seconds", seconds), ("fill", fill)) if not value]
         cards = [learned_from(teacher.model) for teacher in self.teachers]
-        common = agreed([teacher.name for teacher in self.teachers], cards, given)
+        common = agreed([teacher.name for teacher in self.teachers], cards, compared)
         return Learned(seconds or common.seconds, fill or common.fill)
 
     @torch.inference_mode()

@@ -153,6 +153,8 @@ def test_all_folds(desk, tmp_path):
         "all",
         "--out",
         "folds",
+        "--set",
+        "data.test_epochs=1",
         *QUICK,
     )
     assert done.exit_code == 0, done.output
@@ -165,7 +167,8 @@ def test_all_folds(desk, tmp_path):
         and summary["mean"] == pytest.approx(sum(results) / 5)
         and summary["metric"] == "accuracy"
     )
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["fold"] * 5 + ["mean"]
+    assert summary["last_epochs"]["folds"] == pytest.approx(results)  # the last epoch's, as there is no other choice
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["fold"] * 5 + ["mean"] * 2
     settings = [json.loads((desk / "folds" / f"fold{n}" / "config.json").read_text())["config"] for n in (1, 5)]
     assert [config["data"].pop("fold") for config in settings] == [1, 5]
     for config in settings:

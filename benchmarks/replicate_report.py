@@ -380,7 +380,7 @@ def text_of(
             if number < LISTED:
                 few = "" if len(seeds) >= PLANNED_SEEDS else f" ({len(seeds)} of {PLANNED_SEEDS} seeds)"
                 what = experiment.claim if number < experiment.deciding else "also compared"
-                listed.append(f"- Claim {name}, {what}{few}: {_conclusion(c, part)}")
+                listed.append(f"- Claim {name}, {what}{few}: {_conclusion(c, part)}".replace(") (", "; "))
             if not c.stands:
                 failed.append(f"- {title}: {_verdict(c)}.")
         sections.append("")

@@ -27,6 +27,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -42,7 +43,8 @@ EPOCHS, RATE, TAU, TAU_EPOCHS, LAMBDA = 40, 1e-3, 30.0, 6, 0.1
 NETWORKS = {"mn": "MN", "dymn": "DyMN"}
 TEACHING = {"labels": "labels", "teacher": "labels and teacher"}
 WEIGHTS = {"random": "random", "trained": "pre-trained"}
-PLANNED_RUNS = 3
+TITLE = "Table IV: distillation, pre-training and dynamic parts"
+PLANNED_RUNS, LINE = 3, 118
 PLAN_FILE = "plan.json"
 BEGIN, END = "<!-- Table IV: begin -->", "<!-- Table IV: end -->"
 INTRODUCTION = """
@@ -267,15 +269,15 @@ def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, plan: dict[s
     runs = len(right[CELLS[0]])
     each = "" if runs == 1 else ", as the mean over the runs and, in parentheses, that of each run"
     values = plan | {"runs": "one run" if runs == 1 else f"{runs} runs", "each": each}
-    lines = ["## Table IV: distillation, pre-training and dynamic parts add up", ""]
+    lines = [f"## {TITLE}", ""]
     if runs < PLANNED_RUNS:
         lines += [f"These are results of {runs} of the {PLANNED_RUNS} planned runs.", ""]
-    lines += [" ".join(INTRODUCTION.format(**values).split()), "", "| | accuracy |", "| --- | --- |"]
+    lines += [wrapped(INTRODUCTION.format(**values)), "", "| | accuracy |", "| --- | --- |"]
     for cell, rows in right.items():
         found = [f"{100 * value:.2f}" for value in rows.mean(axis=1)]
         spread = f" ({', '.join(found)})" if runs > 1 else ""
         lines.append(f"| {cell.title} | {100 * rows.mean():.2f} %{spread} |")
-    lines += ["", " ".join(COMPARISON.format(each="" if runs == 1 else " for each run").split()), ""]
+    lines += ["", wrapped(COMPARISON.format(each="" if runs == 1 else " for each run")), ""]
     lines += ["| factor | for | difference | p | |", "| --- | --- | --- | --- | --- |"]
     verdicts = []
     for factor, low, _, interval, tests in effects(right):
@@ -288,9 +290,14 @@ def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, plan: dict[s
     lines.append("")
     for verdict, words in (("harms", "Opposite to the paper"), ("not decided", "Not shown")):
         if named := [place for found, place in verdicts if found == verdict]:
-            lines.append(f"- {words}: {'; '.join(named)}.")
+            lines.append(textwrap.fill(f"- {words}: {'; '.join(named)}.", LINE, subsequent_indent="  "))
     lines += ["", f"Training took {hours:.1f} hours, that of the teachers included."]
     return "\n".join(lines) + "\n" + COMMANDS
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph in lines of the page's length."""
+    return textwrap.fill(" ".join(text.split()), LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def write_report(options: argparse.Namespace) -> None:

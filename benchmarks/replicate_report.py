@@ -41,6 +41,7 @@ PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at widt
 PRECISION_DRAWS = 1000
 PLANNED_SEEDS = 3
 LISTED = 3  # comparisons of a claim that are listed at the top of the page
+ANCHOR = "table-iv-distillation-pre-training-and-dynamic-parts"
 CEILING = 12.0  # of the drawn excess, a little above the prior's; runaway clips lift early means far above
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 10)
 MILLI = 1e3
@@ -336,8 +337,9 @@ def write_report(
     place = images.relative_to(page.parent) if images.is_relative_to(page.parent) else images
     page.parent.mkdir(parents=True, exist_ok=True)
     old = page.read_text(encoding="utf-8") if page.exists() else ""
-    text = text_of(results, claims, rows, contrasts, place.as_posix())
-    page.write_text(with_section(text, section_of(old)), encoding="utf-8")
+    section = section_of(old)
+    text = text_of(results, claims, rows, contrasts, place.as_posix(), bool(section))
+    page.write_text(with_section(text, section), encoding="utf-8")
 
 
 def text_of(
@@ -346,8 +348,9 @@ def text_of(
     rows: dict[str, dict[str, dict[str, Any]]],
     contrasts: dict[str, list[Contrast]],
     images: str,
+    has_table_iv: bool = False,
 ) -> str:
-    """Return the page."""
+    """Return the page, to which the section on Table IV, if there is one, is appended."""
     plan = results.plan
     width, (train, held_out) = plan["mark"]["width"], plan["clips"]
     changed = plan["mark"]["changes"]
@@ -386,6 +389,8 @@ def text_of(
         sections.append("")
         if name == "D":
             sections += _mechanism(part, experiment.arms, images)
+    if has_table_iv:
+        listed.append(f"- [Table IV](#{ANCHOR}), on ESC-10: see the last section.")
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *listed, ""]
     if results.unfinished:

@@ -38,7 +38,7 @@ from dymn import load_model
 from dymn.data import Loader, PlainSampler, Source, open_source
 from dymn.evaluation.calibration import reliability
 from dymn.evaluation.metrics import mean_average_precision
-from dymn.fitting.thresholds import Background, FalseAlarms, class_thresholds
+from dymn.fitting.thresholds import BackgroundHours, FalseAlarms, class_thresholds
 from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
@@ -119,10 +119,10 @@ def thresholds(student: Array, teacher: Array, seconds: float) -> dict[str, list
     """Return the thresholds of all classes for --threshold auto and precise, relative to the teacher."""
     heard, hours = teacher > HEARD, len(teacher) * seconds / 3600
     common = class_thresholds(
-        student.ravel(), heard.ravel(), FalseAlarms([Background(~heard.ravel(), hours * heard.shape[1])])
+        student.ravel(), heard.ravel(), FalseAlarms([BackgroundHours(~heard.ravel(), hours * heard.shape[1])])
     )[:2]
     found = [
-        class_thresholds(scores, there, FalseAlarms([Background(~there, hours)]))[:2]
+        class_thresholds(scores, there, FalseAlarms([BackgroundHours(~there, hours)]))[:2]
         if there.sum() >= LEAST
         else common
         for scores, there in zip(student.T, heard.T, strict=True)

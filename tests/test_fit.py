@@ -33,7 +33,7 @@ from dymn.fitting.general import GeneralBackground, general_background, with_gen
 from dymn.fitting.heads import fit_head
 from dymn.fitting.labelled import read_answers, read_background, read_labelled
 from dymn.fitting.review import doubts
-from dymn.fitting.thresholds import Background, FalseAlarms, class_thresholds
+from dymn.fitting.thresholds import BackgroundHours, FalseAlarms, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.inference.selection import TagSettings
 from dymn.runtime.opening import open_backend
@@ -312,7 +312,8 @@ def test_wrong_use_is_refused_before_anything_is_computed(clips, tmp_path):
         (["--output", tmp_path / "m.onnx"], ".safetensors"),
         (["--model", "nothing"], "nothing"),
     ):
-        done = run("fit", clips, "-m", "dymn04_open", "-o", tmp_path / "m.safetensors", *words)
+        model = [] if "--model" in words else ["-m", "dymn04_open"]
+        done = run("fit", clips, *model, "-o", tmp_path / "m.safetensors", *words)
         assert done.exit_code == 2 and expected in done.stderr, done.stderr
     assert run("fit", tmp_path / "nowhere", "-o", tmp_path / "m.safetensors").exit_code == 2
 
@@ -519,7 +520,7 @@ def test_thresholds_part_the_scores():
 
     def found(times, hours, n_classes=1):
         scores, hits = np.tile(values, times), np.tile(positive, times)
-        return class_thresholds(scores, hits, FalseAlarms([Background(~hits, hours)], n_classes))
+        return class_thresholds(scores, hits, FalseAlarms([BackgroundHours(~hits, hours)], n_classes))
 
     enough = found(3, 5.0)
     assert enough.best == pytest.approx(0.25) and enough.f1 == pytest.approx(8 / 9)
@@ -537,7 +538,7 @@ def test_windows_that_overlap_hardly_change_a_threshold():
 
     def limit(windows, overlap):
         scores, positive = np.append(windows, own), np.append(np.zeros(len(windows), bool), np.ones(len(own), bool))
-        alarms = FalseAlarms([Background(~positive, 4.0, overlap)])
+        alarms = FalseAlarms([BackgroundHours(~positive, 4.0, overlap)])
         found = class_thresholds(1 / (1 + np.exp(-scores)), positive, alarms).precise
         return np.log(found / (1 - found))
 
@@ -552,7 +553,7 @@ def test_precise_thresholds_bring_one_false_alarm_an_hour_of_all_classes_togethe
     for _ in range(200):
         logits = np.append(rng.logistic(-8, 1, round(per_hour * hours)), np.linspace(-6, 6, 200))
         scores, positive = 1 / (1 + np.exp(-logits)), np.arange(len(logits)) >= len(logits) - 200
-        limit = class_thresholds(scores, positive, FalseAlarms([Background(~positive, hours)], n_classes)).precise
+        limit = class_thresholds(scores, positive, FalseAlarms([BackgroundHours(~positive, hours)], n_classes)).precise
         found.append(n_classes * per_hour / (1 + np.exp(np.log(limit / (1 - limit)) + 8)))
     assert 0.6 < np.mean(found) < 1.3
 
@@ -562,9 +563,11 @@ def test_hours_of_silence_do_not_lower_a_precise_threshold():
     logits = np.concatenate([rng.logistic(-8, 1, 500), np.full(5000, -12.0), np.linspace(-6, 6, 200)])
     scores, place = 1 / (1 + np.exp(-logits)), np.arange(len(logits))
     loud, silent, positive = place < 500, (place >= 500) & (place < 5500), place >= 5500
-    alone = class_thresholds(scores[~silent], positive[~silent], FalseAlarms([Background(loud[~silent], 1.0)], 5))
-    both = class_thresholds(scores, positive, FalseAlarms([Background(loud, 1.0), Background(silent, 10.0)], 5))
-    mixed = class_thresholds(scores, positive, FalseAlarms([Background(loud | silent, 11.0)], 5))
+    alone = class_thresholds(scores[~silent], positive[~silent], FalseAlarms([BackgroundHours(loud[~silent], 1.0)], 5))
+    both = class_thresholds(
+        scores, positive, FalseAlarms([BackgroundHours(loud, 1.0), BackgroundHours(silent, 10.0)], 5)
+    )
+    mixed = class_thresholds(scores, positive, FalseAlarms([BackgroundHours(loud | silent, 11.0)], 5))
     assert both.precise == alone.precise > mixed.precise
 
 

@@ -18,7 +18,7 @@ from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
 from dymn.fitting.labelled import AnnotatedRecording, Labelled, LabelledClip
-from dymn.fitting.thresholds import Background
+from dymn.fitting.thresholds import BackgroundHours
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
 from dymn.inference.windows import AudioLike, blocks
 from dymn.system.arrays import Bools, Floats
@@ -80,7 +80,7 @@ class LabelledWindows:
         """Which windows are of recorded sound that is known to have none of the classes, of the user or of dymn [N]."""
         return np.asarray(~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made)
 
-    def background_of(self, general: bool = False) -> Background:
+    def background_of(self, general: bool = False) -> BackgroundHours:
         """Return the background of the user, or of dymn; where windows overlap, its hours count once."""
         chosen = self.background & (self.general == general)
         spans: dict[str, list[tuple[float, float]]] = {}
@@ -89,7 +89,7 @@ class LabelledWindows:
                 spans.setdefault(os.path.realpath(place.path), []).append((place.start, place.end))
         union = sum(map(_covered, spans.values()))
         total = sum(end - start for each in spans.values() for start, end in each)
-        return Background(chosen, union / 3600, total / union if union else 1.0)
+        return BackgroundHours(chosen, union / 3600, total / union if union else 1.0)
 
     def groups_of(self, column: int) -> set[str]:
         """Return the groups in which a class is heard."""

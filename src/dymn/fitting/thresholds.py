@@ -44,7 +44,7 @@ class ClassThresholds(NamedTuple):
     recall: float
 
 
-class Background(NamedTuple):
+class BackgroundHours(NamedTuple):
     """A source of background.
 
     Attributes:
@@ -67,7 +67,7 @@ class FalseAlarms(NamedTuple):
         n_classes: number of classes that share `FALSE_ALARMS_PER_HOUR`.
     """
 
-    backgrounds: Sequence[Background]
+    backgrounds: Sequence[BackgroundHours]
     n_classes: int = 1
 
     def among(self, use: Bools) -> FalseAlarms:

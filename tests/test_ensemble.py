@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from dymn import Tagger
 from dymn.audio.reading import read
 from dymn.cli import app
+from dymn.commands.options import with_ensembles
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.export import build, export_model
@@ -278,8 +279,8 @@ def test_an_ensemble_whose_members_treat_whole_clips_differently(tmp_path):
 @pytest.mark.parametrize("words", [("--model", "a", "--model=b"), ("-m", "a", "-mb"), ("-qm", "a", "-m", "b")])
 def test_a_second_model_is_refused_not_taken_instead_of_the_first(words, tmp_path):
     refused = CliRunner().invoke(app, ["tag", str(tmp_path), *words])
-    assert "--model is given 2 times. Write the models of an ensemble as --model A+B." in refused.output
-    refused = CliRunner().invoke(app, ["tag", str(tmp_path), "--model", "mn04_as", "dymn04_open"])
+    assert "--model is given 2 times. Write the models of an ensemble as --model A B." in refused.output
+    refused = CliRunner().invoke(app, ["tag", "dymn04_open", str(tmp_path)])
     assert "dymn04_open is the name of a model" in refused.output
     kept = CliRunner().invoke(app, ["tag", "--model", "no_such_model", "--", "--model"])
     assert "--model is given" not in kept.output
@@ -288,3 +289,44 @@ def test_a_second_model_is_refused_not_taken_instead_of_the_first(words, tmp_pat
         ["evaluate", "model", "--data", "model"],
     ):  # a folder's usual name
         assert "--model is given" not in CliRunner().invoke(app, named).output
+
+
+@pytest.mark.parametrize(
+    ("words", "is_positional", "expected"),
+    [
+        ("a.wav --model mn04_as dymn04_open dymn02_open", False, "a.wav --model mn04_as+dymn04_open+dymn02_open"),
+        ("--model x.safetensors y.pt a.wav", False, "--model x.safetensors+y.pt a.wav"),
+        ("-qm mn04_as dymn04_open a.wav", False, "-qm mn04_as+dymn04_open a.wav"),
+        ("-mmn04_as dymn04_open --top-k 3", False, "-mmn04_as+dymn04_open --top-k 3"),
+        ("--model=mn04_as dymn04_open", False, "--model=mn04_as+dymn04_open"),
+        ("--model mn04_as folder dymn04_open", False, "--model mn04_as folder dymn04_open"),
+        ("mn04_as dymn04_open --data x", True, "mn04_as+dymn04_open --data x"),
+        ("--data mn04_as dymn04_open", True, "--data mn04_as dymn04_open"),
+        ("mn04_as dymn04_open", False, "mn04_as dymn04_open"),
+        ("--model mn04_as -- dymn04_open", False, "--model mn04_as -- dymn04_open"),
+        ("--model mn04_as here", False, "--model mn04_as here"),
+    ],
+)
+def test_models_that_follow_one_another_are_an_ensemble(words, is_positional, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert with_ensembles(words.split(), is_positional) == expected.split()
+
+
+def test_a_folder_with_the_name_of_a_model_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dymn04_open").mkdir()
+    assert with_ensembles(["--model", "mn04_as", "dymn04_open"], False) == ["--model", "mn04_as", "dymn04_open"]
+
+
+def test_an_ensemble_on_the_command_line(tmp_path):
+    write_clips(tmp_path / "clips" / "test", 2)
+    paths = [network(seed, tmp_path, labels=("high", "low"))[1] for seed in range(2)]
+    clip = str(next((tmp_path / "clips" / "test" / "high").iterdir()))
+    said = [
+        CliRunner().invoke(app, ["tag", clip, "--format", "json", *model]).stdout
+        for model in (["--model", *paths], ["--model", "+".join(paths)], ["--model", paths[0]])
+    ]
+    assert [json.loads(text)["model"] for text in said] == ["m0+m1", "m0+m1", "m0"]
+    words = ["--data", str(tmp_path / "clips"), "--format", "json"]
+    assert CliRunner().invoke(app, ["evaluate", *paths, *words]).exit_code == 0

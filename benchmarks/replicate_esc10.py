@@ -48,14 +48,18 @@ PLANNED_RUNS, LINE = 3, 118
 PLAN_FILE = "plan.json"
 BEGIN, END = "<!-- Table IV: begin -->", "<!-- Table IV: end -->"
 INTRODUCTION = """
-Networks of width {width:g} are trained on ESC-10 in five folds, {runs} with {epochs} epochs for each combination of
-settings. The teacher is `{teacher}`, fine-tuned on the training clips of each fold; it is online and receives the same
-mixtures. *Pre-trained* networks start from the final weights of claim A. Accuracy is that over all 400 clips, each
-classified by the network that was not trained on its fold{each}.
+Networks of width {width:g} are trained on ESC-10 in five folds, {runs} for each combination of settings, for {epochs}
+epochs per fold. The teacher is `{teacher}`, fine-tuned on the training clips of each fold; it is online and receives
+the same mixtures. *Pre-trained* networks start from the final weights of the networks of claim A, that is, they were
+already distilled from the same `{teacher}` on other audio; in the paper, they start from ImageNet weights, and the
+task is AudioSet. DyMNs with random weights anneal the temperature. Accuracy is that over all 400 clips, each classified
+by the network that was not trained on its fold{each}.
 """
 COMPARISON = """
 The next table shows the effect of each factor with the other two fixed: the difference in accuracy in percentage
-points, with the 95 % interval of a paired bootstrap over clips, and the p-value of McNemar's exact test{each}.
+points, with the 95 % interval of a paired bootstrap over clips, and the p-value of McNemar's exact test{each}. A
+factor helps or harms if the interval excludes zero. These are twelve comparisons, without correction for their number,
+and the intervals do not cover chance in training.
 """
 COMMANDS = """
 <!-- not run: it takes hours -->
@@ -90,6 +94,9 @@ FACTORS = {  # the second value is to be better
     "teacher": ("teaching", "labels", "teacher"),
     "pre-training": ("weights", "random", "trained"),
 }
+
+
+HELPS = {"dynamic parts": "dynamic parts help", "teacher": "the teacher helps", "pre-training": "pre-training helps"}
 
 
 def pairs(factor: str) -> Iterator[tuple[Cell, Cell]]:
@@ -140,10 +147,11 @@ def check_plan(options: argparse.Namespace) -> None:
     path = out / PLAN_FILE
     if path.exists():
         if (old := json.loads(path.read_text(encoding="utf-8"))) != plan:
-            raise SystemExit(f"{out} holds results of another plan: {old}, not {plan}. Choose another folder.")
+            names = ", ".join(sorted(name for name in old.keys() | plan.keys() if old.get(name) != plan.get(name)))
+            raise SystemExit(f"{out} holds results of another plan: {names} changed. Choose another folder.")
         return
     if any(out.glob("run*")):
-        raise SystemExit(f"{out} holds results, but no {PLAN_FILE} that says of which plan. Choose another folder.")
+        raise SystemExit(f"{out} contains results but no {PLAN_FILE}. Choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(json.dumps(plan).encode())
@@ -268,7 +276,7 @@ def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, plan: dict[s
     """Return the section of the page."""
     runs = len(right[CELLS[0]])
     each = "" if runs == 1 else ", as the mean over the runs and, in parentheses, that of each run"
-    values = plan | {"runs": "one run" if runs == 1 else f"{runs} runs", "each": each}
+    values = plan | {"runs": "once" if runs == 1 else f"{runs} times", "each": each}
     lines = [f"## {TITLE}", ""]
     if runs < PLANNED_RUNS:
         lines += [f"These are results of {runs} of the {PLANNED_RUNS} planned runs.", ""]
@@ -278,21 +286,20 @@ def text_of(right: dict[Cell, npt.NDArray[np.bool_]], hours: float, plan: dict[s
         spread = f" ({', '.join(found)})" if runs > 1 else ""
         lines.append(f"| {cell.title} | {100 * rows.mean():.2f} %{spread} |")
     lines += ["", wrapped(COMPARISON.format(each="" if runs == 1 else " for each run")), ""]
-    lines += ["| factor | for | difference | p | |", "| --- | --- | --- | --- | --- |"]
-    verdicts = []
+    lines += ["| factor | for | difference | p | verdict |", "| --- | --- | --- | --- | --- |"]
     for factor, low, _, interval, tests in effects(right):
         rest = low.title.split(", ")
         place = ", ".join({"dynamic parts": rest[1:], "teacher": [rest[0], rest[2]], "pre-training": rest[:2]}[factor])
         difference = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(100 * value for value in interval)).replace("-", "\u2212")
         verdict = "helps" if interval.low > 0 else "harms" if interval.high < 0 else "not decided"
-        verdicts.append((verdict, f"{factor} ({place})"))
-        lines.append(f"| {factor} | {place} | {difference} | {', '.join(f'{p:.3g}' for p in tests)} | {verdict} |")
-    lines.append("")
-    for verdict, words in (("harms", "Opposite to the paper"), ("not decided", "Not shown")):
-        if named := [place for found, place in verdicts if found == verdict]:
-            lines.append(textwrap.fill(f"- {words}: {'; '.join(named)}.", LINE, subsequent_indent="  "))
-    lines += ["", f"Training took {hours:.1f} hours, that of the teachers included."]
+        lines.append(f"| {factor} | {place} | {difference} | {', '.join(map(shown_p, tests))} | {verdict} |")
+    lines += ["", f"Training took {hours:.1f} hours, including the teachers."]
     return "\n".join(lines) + "\n" + COMMANDS
+
+
+def shown_p(value: float) -> str:
+    """Return a p-value as the table shows it."""
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def wrapped(text: str) -> str:
@@ -321,8 +328,19 @@ def section_of(page: str) -> str:
     begin = page.find(BEGIN)
     end = page.find(END, max(begin, 0))
     if (begin < 0) != (end < 0):
-        raise SystemExit(f"The page has one of the marks {BEGIN} and {END} without the other. Mend or remove it.")
+        raise SystemExit(f"The page has one of the marks {BEGIN} and {END}. Restore the other, or remove it.")
     return page[begin : end + len(END)] if begin >= 0 else ""
+
+
+def summary_of(section: str) -> str:
+    """Return in how many comparisons of a section each factor helps, in a sentence."""
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines()]
+    found = []
+    for factor in FACTORS:
+        verdicts = [row[-1] for row in rows if row[0] == factor]
+        harms = f" and harms in {verdicts.count('harms')}" if "harms" in verdicts else ""
+        found.append(f"{HELPS[factor]} in {verdicts.count('helps')} of {len(verdicts)} comparisons{harms}")
+    return f"{', '.join(found)}. In the others, there is no decision."
 
 
 def with_section(page: str, section: str) -> str:

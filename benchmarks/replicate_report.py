@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replicate import ARMS, EXPERIMENTS
-from replicate_esc10 import section_of, with_section
+from replicate_esc10 import section_of, summary_of, with_section
 from replicate_figures import HEARD, Interval, average_precision, clip_excess, paired_bootstrap, precision_bootstrap
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ INTRODUCTION = """
 This page reports small replications of the paper's claims and shows how to repeat them. Networks start from random
 weights, unless stated otherwise, and are trained on openly licensed audio. The number in a network's name is its width.
 The networks, the data, the metrics and the decision rule were fixed before the first run; they are documented at the
-top of `benchmarks/replicate.py`.
+top of `benchmarks/replicate.py` and, for Table IV, of `benchmarks/replicate_esc10.py`.
 """
 MEASURES = """
 *Excess* is the binary cross-entropy minus the teacher's own entropy, averaged over 527 classes, in thousandths (lower
@@ -338,7 +338,7 @@ def write_report(
     page.parent.mkdir(parents=True, exist_ok=True)
     old = page.read_text(encoding="utf-8") if page.exists() else ""
     section = section_of(old)
-    text = text_of(results, claims, rows, contrasts, place.as_posix(), bool(section))
+    text = text_of(results, claims, rows, contrasts, place.as_posix(), section)
     page.write_text(with_section(text, section), encoding="utf-8")
 
 
@@ -348,9 +348,9 @@ def text_of(
     rows: dict[str, dict[str, dict[str, Any]]],
     contrasts: dict[str, list[Contrast]],
     images: str,
-    has_table_iv: bool = False,
+    table_iv: str = "",
 ) -> str:
-    """Return the page, to which the section on Table IV, if there is one, is appended."""
+    """Return the page, to which the section `table_iv`, if there is one, is appended."""
     plan = results.plan
     width, (train, held_out) = plan["mark"]["width"], plan["clips"]
     changed = plan["mark"]["changes"]
@@ -389,8 +389,8 @@ def text_of(
         sections.append("")
         if name == "D":
             sections += _mechanism(part, experiment.arms, images)
-    if has_table_iv:
-        listed.append(f"- [Table IV](#{ANCHOR}), on ESC-10: see the last section.")
+    if table_iv:
+        listed.append(f"- [Table IV](#{ANCHOR}), on ESC-10: {summary_of(table_iv)}")
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *listed, ""]
     if results.unfinished:
@@ -607,10 +607,13 @@ def _conclusion(c: Contrast, results: Results) -> str:
     if c.equal:
         unused = [100 * float(np.mean([curve[-1]["unused"] for curve in results.kernels[arm]])) for arm in c[:2]]
         score = "the excess does not differ" if c.stands else "the excess differs, unlike in the paper"
+        if any((results.excess[arm] > DERAILED).any() for arm in c[:2]):
+            score += "; runaway clips dominate the difference"
         shares = f"{unused[0]:.1f} % of the kernels of {first} are unused, and {unused[1]:.1f} % of those of {second}"
         return f"{shares}; {score}."
+    interval = f"The 95 % interval of the difference in {'excess' if c.measure == 'excess' else 'mAP'}"
     if c.stands:
-        return f"**{first} is better than {second}.** The 95 % interval of the difference excludes zero."
+        return f"**{first} is better than {second}.** {interval} excludes zero."
     if c.decisive.excludes_zero:
-        return f"**{first} is worse than {second}.** The 95 % interval of the difference excludes zero."
-    return f"**No decision** between {first} and {second}, because the 95 % interval of the difference includes zero."
+        return f"**{first} is worse than {second}.** {interval} excludes zero."
+    return f"**No decision** between {first} and {second}. {interval} includes zero."

@@ -1,11 +1,12 @@
 """Variants of the recipe `dymn02_open`, each trained with the same number of crops, compared on the validation clips.
 
     python benchmarks/variants.py CORPORA --teacher mn04_as --cache CACHE --output runs/variants
-    python benchmarks/variants.py CORPORA --output runs/variants --only "10 s" "focal loss"
+    python benchmarks/variants.py CORPORA --output runs/variants --only "crops of 4 to 10 s" "focal loss"
 
 Each variant is a short run: four epochs of 3,712 crops, of 2 to 4 s if the variant does not say otherwise, from the
-narrowed weights of `mn04_as`. Results are those of the averaged weights after the last epoch, as `dymn train` logs
-them. Finished runs are not repeated, and a stopped one continues. "Another seed" shows which differences are chance.
+narrowed weights of `mn04_as`. The averaged weights after the last epoch are compared with `mn04_as` on the validation
+clips, repeated to ten seconds, with the metrics of `distilled.py`. Finished runs are not repeated, and a stopped one
+continues. "Another seed" shows which differences are chance.
 
 All variants with the teacher `mn04_as` draw clips by the same weights: those in the `draws.npy` that `--draws` names,
 such as that of the full run, or else those that the reference computes, which is then trained first.
@@ -18,7 +19,6 @@ difference of the probabilities of student and teacher (after Lin et al., "Focal
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dymn.system.files import atomic_write
 from dymn.training import load_recipe, train
 from dymn.training.losses import Targets
+from dymn.training.prepare import LAST_FILE
 
 EPOCHS, CROPS = 4, 3712
 REFERENCE, DRAWS = "reference", "draws.npy"
@@ -46,11 +48,11 @@ BASE: dict[str, Any] = {
     "teacher.calibrate": False,
     "run.seed": 1,
 }
-METRICS = {
-    "distance": ("val_distillation", "{:.5f}"),
-    "confidence": ("val_confidence", "{:.3f}"),
-    "same best class": ("val_top1_agreement", "{:.1f} %"),
-    "mAP": ("val_teacher_mAP", "{:.3f}"),
+METRICS = {  # title, name and form
+    "distance": ("excess", "{:.5f}"),
+    "confidence": ("ratio", "{:.3f}"),
+    "same best class": ("first", "{:.1f} %"),
+    "mAP": ("mAP", "{:.3f}"),
 }
 
 Loss = Callable[[Tensor, Targets, str], Tensor]
@@ -119,7 +121,7 @@ VARIANTS: dict[str, Variant] = {
 def run(options: argparse.Namespace, name: str) -> None:
     """Train a variant, unless that is done."""
     folder = options.output / name.replace(" ", "_")
-    if len(log_of(folder)) >= EPOCHS:
+    if is_finished(folder):
         return
     variant = VARIANTS[name]
     changes = {"data.path": str(options.corpora), "data.cache": options.cache, "run.out": str(folder)}
@@ -146,22 +148,33 @@ def copy(source: Path, target: Path) -> None:
             file.write(source.read_bytes())
 
 
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the epochs that a run has logged."""
+def is_finished(folder: Path) -> bool:
+    """Whether a run has logged its last epoch."""
     path = folder / "log.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) >= EPOCHS
 
 
-def report(output: Path) -> str:
-    """Return a table of the finished runs."""
+def measured(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return the metrics of the finished variants on the validation clips, by name."""
+    from distilled import compare, listen
+    from dymn import load_model
+    from dymn.data import open_source
+
+    folders = {name: options.output / name.replace(" ", "_") for name in VARIANTS}
+    names = [name for name, folder in folders.items() if is_finished(folder)]
+    models = [load_model(folders[name] / LAST_FILE).eval() for name in names]
+    source = open_source("shards", options.corpora, "val", cache=options.cache)
+    teacher = load_model(options.teacher).eval()
+    taught, *said = listen([teacher, *models], source, "repeat", 10.0, torch.device("cpu"))
+    return {name: compare(each, taught, None) for name, each in zip(names, said, strict=True)}
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Return the metrics as a table."""
     lines = [f"| {EPOCHS * CROPS:,} crops | {' | '.join(METRICS)} |", "| --- " * (len(METRICS) + 1) + "|"]
-    for name in VARIANTS:
-        log = log_of(output / name.replace(" ", "_"))
-        if len(log) >= EPOCHS:
-            cells = [form.format(log[EPOCHS - 1][key] * (100 if "%" in form else 1)) for key, form in METRICS.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, values in found.items():
+        cells = [form.format(values[key] * (100 if "%" in form else 1)) for key, form in METRICS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -177,7 +190,7 @@ def main() -> int:
     options = parser.parse_args()
     for name in options.only:
         run(options, name)
-    print(report(options.output))
+    print(table(measured(options)))
     return 0
 
 

@@ -323,14 +323,12 @@ def test_variants_draw_clips_by_the_weights_of_the_reference(tmp_path, monkeypat
     assert (tmp_path / "given/another_seed/draws.npy").read_text() == "full run"
 
 
-def test_variants_are_reported_when_their_last_epoch_is_logged(tmp_path):
+def test_a_table_of_variants():
     variants = load("variants")
-    row = {"val_distillation": 0.00336, "val_confidence": 0.5792, "val_top1_agreement": 0.4871, "val_teacher_mAP": 0.43}
-    for name, epochs in (("reference", 4), ("focal loss", 3)):
-        folder = tmp_path / name.replace(" ", "_")
-        folder.mkdir()
-        (folder / "log.jsonl").write_text("".join(json.dumps({"epoch": i} | row) + "\n" for i in range(epochs)))
-    assert variants.report(tmp_path).splitlines()[2:] == ["| reference | 0.00336 | 0.579 | 48.7 % | 0.430 |"]
+    values = {"excess": 0.00336, "ratio": 0.5792, "first": 0.4871, "mAP": 0.43, "found": 0.2}
+    lines = variants.table({"reference": values}).splitlines()
+    assert lines[0] == "| 14,848 crops | distance | confidence | same best class | mAP |" and lines[1].count("---") == 5
+    assert lines[2:] == ["| reference | 0.00336 | 0.579 | 48.7 % | 0.430 |"]
 
 
 @pytest.mark.parametrize("words", [("--offset", "0.1"), ("--plot", "x.png")])

@@ -73,16 +73,18 @@ def test_files_of_other_segments_are_left_out_and_whole_videos_are_told(tmp_path
     with caplog.at_level(logging.WARNING):
         source = open_dataset("audioset", tmp_path, report=str(report))[1]
     assert source.keys == BALANCED[1:] and "YbcdefghijK_30_40.wav" in source.store.paths[0].name
-    assert "balanced_train_segments.csv: 1 of 3 segments have only files of another start." in caplog.text
+    assert "balanced_train_segments.csv: for 1 of 3 segments, only files with another start were found." in caplog.text
     assert "Segments with several files: 1, such as YbcdefghijK" in caplog.text
-    assert "1 of 2 files are longer than their segments" in caplog.text and "abcdefghij_.wav" in caplog.text
+    assert "1 of the 2 files checked are longer than their segments" in caplog.text and "abcdefghij_.wav" in caplog.text
     (tmp_path / "other").mkdir()
     (tmp_path / "other/balanced_train_segments.csv").write_text(f"{HEADER}abcdefghijk, 30, 40, /m/09x0r\n")
     write_audio(tmp_path / "other/abcdefghijk_70.wav")
-    with pytest.raises(DataError, match=r"a file of its start below .*; abcdefghijk has another start: abcdefghijk_70"):
+    with pytest.raises(
+        DataError, match=r"matches the start of any of the 1 segments, such as abcdefghijk_70\.wav for abcdefghijk"
+    ):
         open_source("audioset", tmp_path / "other")
     rows = list(csv.reader(report.open()))
-    assert rows[1] == ["balanced_train_segments.csv", BALANCED[0], "another start: --PJHxphWEs_500.000.wav"]
+    assert rows[1] == ["balanced_train_segments.csv", BALANCED[0], "start differs: --PJHxphWEs_500.000.wav"]
 
 
 ids = st.text("abzYZ019_-", min_size=11, max_size=11)

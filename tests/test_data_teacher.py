@@ -311,7 +311,7 @@ def test_a_teacher_hears_what_it_was_trained_with(manifest, models, tmp_path):
     unknown = teach(source, models[:1], tmp_path / "unknown.safetensors")
     assert (unknown.settings["seconds"], unknown.settings["fill"]) == (10.0, "pad")
     both = [learned[0], trained_with(models[1], seconds=0.5, fill="repeat")]
-    with pytest.raises(ConfigError, match=r"data\.seconds: 0\.25 \(.*\), 0\.5 \(.*\); set --seconds"):
+    with pytest.raises(ConfigError, match=r"data\.seconds: 0\.25 \(.*\), 0\.5 \(.*\)\. Set seconds \(--seconds\)"):
         teach(source, both, tmp_path / "both.safetensors")
     assert teach(source, both, tmp_path / "both.safetensors", seconds=0.25).settings["seconds"] == 0.25
 

@@ -245,9 +245,9 @@ def test_an_ensemble_is_evaluated_on_windows_of_no_single_member(tmp_path):
         paths.append(path)
     words = ["--data", str(tmp_path / "clips"), "--format", "json"]
     refused = CliRunner().invoke(app, ["evaluate", "+".join(paths), *words])
-    assert refused.exit_code == 2 and "data.seconds: 0.5 (m0), 0.25 (m1); set --seconds." in refused.output
+    assert refused.exit_code == 2 and "data.seconds: 0.5 (m0), 0.25 (m1). Set seconds (--seconds)." in refused.output
     refused = CliRunner().invoke(app, ["evaluate", "+".join(paths), *words, "--seconds", "0.5"])
-    assert "data.fill: repeat (m0), pad (m1); set --fill." in refused.output
+    assert "data.fill: repeat (m0), pad (m1). Set fill (--fill)." in refused.output
     tables = []
     for i, order in enumerate((paths, paths[::-1])):
         table = tmp_path / f"{i}.csv"
@@ -267,19 +267,21 @@ def test_an_ensemble_whose_members_treat_whole_clips_differently(tmp_path):
         pretrained.save(model, path)
         paths.append(path)
     words = ["evaluate", "+".join(paths), "--data", str(tmp_path / "clips")]
-    assert "data.whole: True (m0), False (m1); set --whole or --no-whole." in CliRunner().invoke(app, words).output
+    assert (
+        "data.whole: True (m0), False (m1). Set whole (--whole or --no-whole)." in CliRunner().invoke(app, words).output
+    )
     assert CliRunner().invoke(app, [*words, "--no-whole"]).exit_code == 0
     write_clips(tmp_path / "unsplit", 8)
     words[-1] = str(tmp_path / "unsplit")
     refused = CliRunner().invoke(app, [*words, "--whole", "--split", "val"])
-    assert "data.holdout: 0.5 (m0), 0.1 (m1); evaluate test clips or all clips" in refused.output
+    assert "data.holdout: 0.5 (m0), 0.1 (m1). Use the test clips or all clips" in refused.output
     assert CliRunner().invoke(app, [*words, "--whole", "--split", "all"]).exit_code == 0
 
 
 @pytest.mark.parametrize("words", [("--model", "a", "--model=b"), ("-m", "a", "-mb"), ("-qm", "a", "-m", "b")])
 def test_a_second_model_is_refused_not_taken_instead_of_the_first(words, tmp_path):
     refused = CliRunner().invoke(app, ["tag", str(tmp_path), *words])
-    assert "--model is given 2 times. Write the models of an ensemble as --model A B." in refused.output
+    assert "--model is given 2 times. Give it once; for an ensemble, write --model A B." in refused.output
     refused = CliRunner().invoke(app, ["tag", "dymn04_open", str(tmp_path)])
     assert "dymn04_open is the name of a model" in refused.output
     kept = CliRunner().invoke(app, ["tag", "--model", "no_such_model", "--", "--model"])

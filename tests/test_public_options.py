@@ -318,5 +318,5 @@ def test_settings_without_effect_are_refused(name, settings, told):
 
 
 def test_no_attention_is_a_setting_of_dynamic_blocks(shared):
-    with pytest.raises(ConfigError, match=r"applies to dynamic blocks; .* has none"):
+    with pytest.raises(ConfigError, match=r"applies to dynamic blocks only, and .* has no dynamic blocks"):
         import_efficientat(shared / "fixtures/mn_w01/state_dict.pt", attention="none")

@@ -42,7 +42,7 @@ def test_mcnemar_is_the_exact_binomial_test(wins, losses):
 
 
 def test_the_section_says_what_the_answers_say(tmp_path):
-    from replicate_esc10 import BEGIN, CELLS, FOLDS, main
+    from replicate_esc10 import BEGIN, CELLS, FOLDS, main, section_of, summary_of
 
     rng = np.random.default_rng(0)
     for number in range(2):
@@ -68,13 +68,14 @@ def test_the_section_says_what_the_answers_say(tmp_path):
     assert (
         text.count(BEGIN) == 1
         and "Before." in text
-        and "2 runs with 30 epochs" in text
+        and "2 times for each combination of settings, for 30 epochs" in " ".join(text.split())
         and "results of 2 of the 3 planned runs" in text
         and "3.0 hours" in text
     )
     separators = [line for line in text.splitlines() if line.startswith("| -")]
     assert separators == ["| --- | --- |", "| --- | --- | --- | --- | --- |"]
-    assert "\u2212" in text and "- Not shown: " in text
+    assert "\u2212" in text and "| < 0.0001, " in text
+    assert "the teacher helps in 4 of 4 comparisons, " in summary_of(section_of(text))
     rows = [line for line in text.splitlines() if line.startswith("| teacher |")]
     assert len(rows) == 4 and all(row.endswith("| helps |") for row in rows)
     rows = [line for line in text.splitlines() if line.startswith(("| pre-training |", "| dynamic parts |"))]
@@ -108,13 +109,13 @@ def test_results_of_another_plan_are_not_mixed(tmp_path):
     main(words)
     main(words)
     for other in (["--epochs", "7"], ["--teacher", str(tmp_path / "other")]):
-        with pytest.raises(SystemExit, match="holds results of another plan"):
+        with pytest.raises(SystemExit, match=r"holds results of another plan: (epochs|teacher_sha256) changed"):
             main([*words, *other])
     with pytest.raises(SystemExit, match=r"has width 0\.2"):
         main([*words, "--width", "0.3"])
     (tmp_path / "old" / "run0").mkdir(parents=True)
     words[6] = str(tmp_path / "old")
-    with pytest.raises(SystemExit, match=r"no plan\.json that says"):
+    with pytest.raises(SystemExit, match=r"contains results but no plan\.json"):
         main(words)
 
 

@@ -111,10 +111,10 @@ def test_447_classes_of_clips_are_not_taken_for_those_of_audioset_strong(tmp_pat
     assert labels_for(527)[0] == labels_for(527, framewise=True)[0] == "Speech"
 
 
-def test_scores_of_a_network_that_was_trained_on_pictures_come_with_a_warning(release, shared, caplog):
+def test_scores_of_a_network_that_was_trained_on_images_come_with_a_warning(release, shared, caplog):
     shutil.copy(shared / "fixtures/mn_w01/state_dict.pt", release / "mn01_im.pt")
     Tagger.from_pretrained("mn01_im")
-    assert any("mn01_im was trained on pictures" in message for message in caplog.messages)
+    assert any("mn01_im was trained on images" in message for message in caplog.messages)
 
 
 def test_an_unknown_state_dict(shared):

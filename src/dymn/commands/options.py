@@ -59,7 +59,7 @@ class Command(TyperCommand):
         _, _, order = self.make_parser(ctx).parse_args(args=list(words))
         given = [one for one in order if one.name == "model" and not (is_argument(one) or one.multiple)]
         if len(given) > 1:
-            raise ConfigError(f"--model is given {len(given)} times. Write the models of an ensemble as --model A B.")
+            raise ConfigError(f"--model is given {len(given)} times. Give it once; for an ensemble, write --model A B.")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whether warnings are shown is then as before.

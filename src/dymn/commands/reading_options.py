@@ -101,8 +101,8 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
     for name in given:
         if name in REGISTRY and not os.path.lexists(name):
             raise ConfigError(
-                f"{name} is the name of a model, and there is no recording or folder of this name. Use the model with "
-                f"--model {name}; an ensemble is written as --model A+B."
+                f"{name} is the name of a model, and no recording or folder has this name. To select the model, write "
+                f"--model {name}."
             )
     if files_from is None:
         if not given:

@@ -76,14 +76,14 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     lengths: list[float] = []
     for path, split in lists.items():
         n_listed = 0
-        reasons: Counter[str] = Counter()
+        reasons: Counter[bool] = Counter()
         for segment in segments(path):
             n_listed += 1
             there = files.get(segment.key, [])
             file = _file_of(segment, there)
             if file is None:
-                reason = f"another start: {there[0].path.name}" if there else "no audio"
-                reasons["only files of another start" if there else "no audio"] += 1
+                reason = f"start differs: {there[0].path.name}" if there else "no audio"
+                reasons[bool(there)] += 1
                 missing.append((path.name, segment.key, reason))
                 continue
             if len(there) > 1:
@@ -93,16 +93,26 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
             splits.append(split)
             targets.append(_packed(segment.classes))
             lengths.append(segment.end - segment.start)
-        for reason, count in reasons.items():
-            logger.warning("%s: %d of %d segments have %s.", path.name, count, n_listed, reason)
+        if reasons[False]:
+            logger.warning("%s: %d of %d segments have no audio.", path.name, reasons[False], n_listed)
+        if reasons[True]:
+            logger.warning(
+                "%s: for %d of %d segments, only files with another start were found.",
+                path.name,
+                reasons[True],
+                n_listed,
+            )
     if several:
         logger.warning("Segments with several files: %d, such as %s; one of each is used.", len(several), several[0])
     _warn_of_long_files(paths, lengths)
     if report is not None:
         write_csv(report, [("list", "key", "reason"), *missing])
-    elsewhere = [f"{key} has {reason}" for _, key, reason in missing if reason != "no audio"]
+    elsewhere = [f"{reason.partition(': ')[2]} for {key}" for _, key, reason in missing if reason != "no audio"]
     if not keys and elsewhere:
-        raise DataError(f"None of the {len(missing)} segments has a file of its start below {folder}; {elsewhere[0]}.")
+        raise DataError(
+            f"No file below {folder} matches the start of any of the {len(missing)} segments, such as {elsewhere[0]}. "
+            "Name files by id and start, such as ID_30.000.flac."
+        )
     if not keys:
         raise DataError(
             f"None of the {len(missing)} segments has a file below {folder}. Files are named by their YouTube id, such "
@@ -189,8 +199,8 @@ def _warn_of_long_files(paths: list[Path], lengths: list[float]) -> None:
             longer.append(paths[i])
     if longer:
         logger.warning(
-            "%d of %d files are longer than their segments, such as %s. Their labels hold for the segments alone: cut "
-            "whole videos to the segments.", len(longer), len(drawn), longer[0],
+            "%d of the %d files checked are longer than their segments, such as %s. Labels apply to the segments only: "
+            "cut the files to their segments.", len(longer), len(drawn), longer[0],
         )  # fmt: skip
 
 

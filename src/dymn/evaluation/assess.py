@@ -232,10 +232,10 @@ def learned_from(model: MobileNet, compared: Sequence[str] = ("seconds", "fill",
 
 
 REMEDIES = {
-    "seconds": "set --seconds",
-    "fill": "set --fill",
-    "whole": "set --whole or --no-whole",
-    "holdout": "evaluate test clips or all clips, because no held-out clip is new to all models",
+    "seconds": "Set seconds (--seconds).",
+    "fill": "Set fill (--fill).",
+    "whole": "Set whole (--whole or --no-whole).",
+    "holdout": "Use the test clips or all clips: clips that one model held out may have trained another.",
 }
 
 
@@ -252,7 +252,9 @@ def agreed(names: Sequence[str], learned: Sequence[Learned], compared: Sequence[
                 f"{'unknown' if value is None or (value == 0 and setting == 'seconds') else value} ({name})"
                 for name, value in zip(names, values, strict=True)
             )
-            raise ConfigError(f"The models were trained with different data.{setting}: {listed}; {REMEDIES[setting]}.")
+            raise ConfigError(
+                f"The models were trained with different values of data.{setting}: {listed}. {REMEDIES[setting]}"
+            )
     return learned[0]
 
 

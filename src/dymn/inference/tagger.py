@@ -83,7 +83,7 @@ class Tagger:
             self.backend = TorchBackend(own, device, threads, precision=precision, compile=compile)
         if (dataset := str(self.backend.card.provenance.get("dataset", ""))).startswith("ImageNet"):
             logger.warning(
-                "%s was trained on pictures (%s), so its scores of sounds are meaningless. Train it on sounds first.",
+                "%s was trained on images (%s), so its scores for sounds are meaningless. Fine-tune it on audio first.",
                 self.backend.card.name, dataset,
             )  # fmt: skip
 

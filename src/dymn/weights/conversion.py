@@ -70,7 +70,8 @@ def convert(
     card = stored.card
     if not known and labels is None and card.labels == audioset_labels():
         logger.warning(
-            "%s does not name its 527 classes; they are assumed to be AudioSet's. If not, give their names (--labels).",
+            "%s does not name its 527 classes; they are assumed to be AudioSet's. If they are not, pass their names "
+            "with --labels.",
             source,
         )
     replaced = dataclasses.replace(

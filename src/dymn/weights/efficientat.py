@@ -91,8 +91,8 @@ def read_efficientat(
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
     if dynamic_attention is None and not any(block.is_dynamic for block in config.blocks):
         raise ConfigError(
-            f"attention is {attention!r}, which applies to dynamic blocks; {name} has none. Leave it out: the "
-            "attention of an MN is read from the file."
+            f"attention={attention!r} applies to dynamic blocks only, and {name} has no dynamic blocks. Omit "
+            "attention; that of an MN is read from the file."
         )
     return Imported(
         config, taken(name, "EfficientAT", state, entries, config, _constants(state, config) | _unused(config))

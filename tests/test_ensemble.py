@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dymn import Tagger
 from dymn.audio.reading import read
 from dymn.cli import app
-from dymn.commands.options import with_ensembles
+from dymn.commands.ensembles import with_ensembles
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.export import build, export_model

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import sys
 import traceback
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from dymn import create_model
 from dymn.config import FrontEndConfig, ModelCard, from_dict
 from dymn.data import PackSettings, open_source, pack
+from dymn.system.files import open_regular
 from dymn.training import train
 from dymn.training.teach import teach
 from test_training_continue import outcome, same
@@ -101,3 +103,28 @@ def test_packing(clips, tmp_path):
 def content(folder):
     files = (path for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".npz"))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_an_interruption_at_any_moment_of_opening_a_file_is_an_interruption(tmp_path):
+    """Not an error of the file, for which a clip would count as bad: a descriptor was closed twice."""
+    path = tmp_path / "clip"
+    path.write_bytes(b"content")
+    moment, countdown, file, here = 0, 0, None, sys._getframe()
+
+    def interrupt(frame, event, argument):
+        nonlocal countdown
+        countdown -= frame is not here
+        if countdown == 0 and frame is not here:
+            raise KeyboardInterrupt
+
+    while file is None:
+        moment = countdown = moment + 1
+        sys.setprofile(interrupt)
+        try:
+            file = open_regular(path)
+        except KeyboardInterrupt:
+            continue
+        finally:
+            sys.setprofile(None)
+    with file:
+        assert moment > 3 and file.read() == b"content"

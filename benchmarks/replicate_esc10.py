@@ -26,6 +26,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -330,6 +331,11 @@ def section_of(page: str) -> str:
     if (begin < 0) != (end < 0):
         raise SystemExit(f"The page has one of the marks {BEGIN} and {END}. Restore the other, or remove it.")
     return page[begin : end + len(END)] if begin >= 0 else ""
+
+
+def anchor_of(title: str) -> str:
+    """Return the anchor of a heading."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower())
 
 
 def summary_of(section: str) -> str:

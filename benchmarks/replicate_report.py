@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from replicate import ARMS, EXPERIMENTS
-from replicate_esc10 import section_of, summary_of, with_section
+from replicate_esc10 import TITLE, anchor_of, section_of, summary_of, with_section
 from replicate_figures import HEARD, Interval, average_precision, clip_excess, paired_bootstrap, precision_bootstrap
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at widt
 PRECISION_DRAWS = 1000
 PLANNED_SEEDS = 3
 LISTED = 3  # comparisons of a claim that are listed at the top of the page
-ANCHOR = "table-iv-distillation-pre-training-and-dynamic-parts"
 CEILING = 12.0  # of the drawn excess, a little above the prior's; runaway clips lift early means far above
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 10)
 MILLI = 1e3
@@ -390,7 +389,7 @@ def text_of(
         if name == "D":
             sections += _mechanism(part, experiment.arms, images)
     if table_iv:
-        listed.append(f"- [Table IV](#{ANCHOR}), on ESC-10: {summary_of(table_iv)}")
+        listed.append(f"- [Table IV](#{anchor_of(TITLE)}), on ESC-10: {summary_of(table_iv)}")
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *listed, ""]
     if results.unfinished:

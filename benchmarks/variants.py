@@ -127,17 +127,14 @@ def run(options: argparse.Namespace, name: str) -> None:
     changes = {"data.path": str(options.corpora), "data.cache": options.cache, "run.out": str(folder)}
     changes |= {"model.inherit": options.teacher, "teacher.models": [options.teacher]}
     config = load_recipe("dymn02_open").replace(changes | BASE | variant.settings)
-    draws, own = options.output / DRAWS, folder / DRAWS
-    if config.teacher.models == (options.teacher,) and config.data.sampling == "teacher" and name != REFERENCE:
-        if not draws.exists():
+    if config.teacher.models == (options.teacher,) and config.data.sampling == "teacher":
+        if options.draws:
+            copy(options.draws, folder / DRAWS)
+        elif name != REFERENCE:
             run(options, REFERENCE)
-        copy(draws, own)
-    elif name == REFERENCE and options.draws:
-        copy(options.draws, own)
+            copy(options.output / REFERENCE / DRAWS, folder / DRAWS)
     with variant.applied():
         train(config)
-    if name == REFERENCE:
-        copy(own, draws)
 
 
 def copy(source: Path, target: Path) -> None:

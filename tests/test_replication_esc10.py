@@ -83,13 +83,14 @@ def test_the_section_says_what_the_answers_say(tmp_path):
 
 
 def test_a_report_of_the_other_claims_keeps_the_section():
-    from replicate_esc10 import BEGIN, END, section_of, with_section
+    from replicate_esc10 import BEGIN, END, anchor_of, section_of, with_section
 
     section = f"{BEGIN}\n\nTable.\n\n{END}"
     page = with_section("# Replication\n", section)
     assert page == f"# Replication\n\n{section}\n" and section_of(page) == section
     assert with_section("# New\n", section_of(page)) == f"# New\n\n{section}\n"
     assert with_section("# New\n", section_of("# Replication\n")) == "# New\n"
+    assert anchor_of("Table IV: distillation, pre-training") == "table-iv-distillation-pre-training"
     newer = section.replace("Table", "Newer")
     assert with_section(f"# A\n{section}", newer) == f"# A\n{newer}"  # without a line's end
     for half in (BEGIN, END, f"{END} {BEGIN}"):

@@ -106,8 +106,8 @@ def cell(column: str, value: Any) -> str:
 
 def figure(name: str, value: float) -> str:
     """Return a figure of a result: a share in per cent, anything else with four digits after the point."""
-    bare = re.sub(r"^(val_|test_)|(_by_device(?=_last_|\.|$)|_last_\d+|\..*)", "", name)
-    return f"{100 * value:.2f} %" if bare in SHARES else f"{value:.4f}"
+    is_share = re.match(rf"(val_|test_)?({'|'.join(SHARES)})(_by_device|_last_\d+|\.|$)", name)
+    return f"{100 * value:.2f} %" if is_share else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -93,7 +93,7 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
     """Return the paths of a command: its arguments, and those that a file lists.
 
     Raises:
-        ConfigError: if there are none, or an argument is the name of a model, as in `--model A B`.
+        ConfigError: if there are none, or an argument is the name of a model.
     """
     from dymn.weights.registry import REGISTRY
 

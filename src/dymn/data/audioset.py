@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -72,19 +71,21 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     splits: list[str] = []
     targets: list[npt.NDArray[np.uint8]] = []
     missing: list[tuple[str, str, str]] = []
+    elsewhere: list[str] = []
     several: list[str] = []
     lengths: list[float] = []
     for path, split in lists.items():
-        n_listed = 0
-        reasons: Counter[bool] = Counter()
+        n_listed, n_silent, n_elsewhere = 0, 0, len(elsewhere)
         for segment in segments(path):
             n_listed += 1
             there = files.get(segment.key, [])
             file = _file_of(segment, there)
             if file is None:
-                reason = f"start differs: {there[0].path.name}" if there else "no audio"
-                reasons[bool(there)] += 1
-                missing.append((path.name, segment.key, reason))
+                missing.append(
+                    (path.name, segment.key, f"start differs: {there[0].path.name}" if there else "no audio")
+                )
+                n_silent += not there
+                elsewhere += [f"{one.path.name} for {segment.key}" for one in there[:1]]
                 continue
             if len(there) > 1:
                 several.append(segment.key)
@@ -93,21 +94,16 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
             splits.append(split)
             targets.append(_packed(segment.classes))
             lengths.append(segment.end - segment.start)
-        if reasons[False]:
-            logger.warning("%s: %d of %d segments have no audio.", path.name, reasons[False], n_listed)
-        if reasons[True]:
-            logger.warning(
-                "%s: for %d of %d segments, only files with another start were found.",
-                path.name,
-                reasons[True],
-                n_listed,
-            )
+        if n_silent:
+            logger.warning("%s: %d of %d segments have no audio.", path.name, n_silent, n_listed)
+        if n_elsewhere := len(elsewhere) - n_elsewhere:
+            what = "%s: for %d of %d segments, only files with another start were found."
+            logger.warning(what, path.name, n_elsewhere, n_listed)
     if several:
         logger.warning("Segments with several files: %d, such as %s; one of each is used.", len(several), several[0])
     _warn_of_long_files(paths, lengths)
     if report is not None:
         write_csv(report, [("list", "key", "reason"), *missing])
-    elsewhere = [f"{reason.partition(': ')[2]} for {key}" for _, key, reason in missing if reason != "no audio"]
     if not keys and elsewhere:
         raise DataError(
             f"No file below {folder} matches the start of any of the {len(missing)} segments, such as {elsewhere[0]}. "
@@ -176,14 +172,15 @@ def _number(text: str | None) -> float | None:
 
 def _file_of(segment: ListedSegment, files: list[File]) -> Path | None:
     """Return the file of a segment: one that states its start, or else one without a start."""
-    near = []
-    for file in files:
-        if file.start is not None:
-            meant = [file.start, *([file.start / 1000] if file.start >= 1000 else [])]
-            near.append((min(abs(start - segment.start) for start in meant), file.path))
-    if near and min(near)[0] <= NEAR:
-        return min(near)[1]
+    near = [(_distance(file.start, segment.start), file.path) for file in files if file.start is not None]
+    if near and (nearest := min(near))[0] <= NEAR:
+        return nearest[1]
     return next((file.path for file in files if file.start is None), None)
+
+
+def _distance(stated: float, start: float) -> float:
+    """Return by how many seconds the start in a name, in seconds or from 1000 on perhaps in milliseconds, differs."""
+    return min(abs(stated - start), abs(stated / 1000 - start) if stated >= 1000 else math.inf)
 
 
 def _warn_of_long_files(paths: list[Path], lengths: list[float]) -> None:

@@ -73,16 +73,13 @@ def open_regular(path: str | Path) -> BinaryIO:
         OSError: if the file cannot be opened, or is not a regular one.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    # Without O_NONBLOCK, opening a pipe would wait for its writer. The file owns its descriptor from the first moment:
-    # one that an interrupted caller closes as well could be another file's by then.
-    file = io.BufferedReader(io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags)))
-    try:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    except BaseException:
-        file.close()
-        raise
-    return file
+    descriptor = os.open(path, flags)  # without O_NONBLOCK, opening a pipe would wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    # Nothing is closed here if an interruption arrives: the file may have closed the descriptor already, whose number
+    # may then be that of another file.
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:

@@ -25,6 +25,8 @@ import io
 import json
 import tarfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -251,29 +253,35 @@ def to_logits(probabilities: npt.ArrayLike) -> Floats:
     return np.asarray(np.log(p) - np.log1p(-p), np.float32)
 
 
-def load_pool(source: Source, path: Path) -> Floats:
-    """Return the first five seconds of all clips [n, N], shorter ones repeated; `path` keeps them, decoded."""
+def load_pool(source: Source, folder: Path) -> Floats:
+    """Return the first five seconds of all clips [n, N], shorter ones repeated; a file in `folder` keeps them, decoded.
+
+    Raises:
+        SystemExit: if a clip cannot be read.
+    """
+    path = folder / f"pool-{source.digest[:16]}.npy"
     if not path.is_file():
-        loader = Loader(
-            source, PlainSampler(len(source), shuffle=False), 32, seconds=SECONDS, crop="start", fill="repeat"
-        )
+        sampler = PlainSampler(len(source), shuffle=False)
+        loader = Loader(source, sampler, 32, seconds=SECONDS, crop="start", fill="repeat", max_bad=1.0)
         waves = [batch.waveform.numpy().astype(np.float16) for batch in loader.epoch(0)]
+        if loader.bad:
+            name, reason = next(iter(loader.bad.items()))
+            raise SystemExit(f"{len(loader.bad)} clips cannot be read ({name}: {reason}). List them in exclude.csv.")
         with atomic_write(path) as file:
             np.save(file, np.concatenate(waves))
     pool: Floats = np.load(path, mmap_mode="r")
-    if pool.shape != (len(source), N):
-        raise SystemExit(f"{path} has the shape {pool.shape}, but there are {len(source)} clips. Delete the file.")
     return pool
 
 
-def save_archives(archives: Archives, path: Path) -> None:
-    """Save all archives in one file."""
+def save_archives(archives: Archives, path: Path, digest: str) -> None:
+    """Save all archives in one file, with the digest of the training clips."""
     clips = [(c, clip) for c, archive in archives.clips.items() for clip in archive]
     samples = {id(clip.samples): clip.samples for _, clip in clips}
     places = {name: i for i, name in enumerate(samples)}
     with atomic_write(path) as file:
         np.savez(
             file,
+            digest=np.array(digest),
             samples=np.array(list(samples.values())),
             classes=np.array([c for c, _ in clips]),
             places=np.array([places[id(clip.samples)] for _, clip in clips]),
@@ -282,20 +290,30 @@ def save_archives(archives: Archives, path: Path) -> None:
         )
 
 
-def load_archives(archives: Archives, path: Path) -> None:
-    """Add the clips that `save_archives` saved."""
+def load_archives(archives: Archives, path: Path, digest: str) -> None:
+    """Add the clips that `save_archives` saved.
+
+    Raises:
+        SystemExit: if they were made from other training clips.
+    """
     with np.load(path, allow_pickle=False) as saved:
+        if str(saved["digest"]) != digest:
+            raise SystemExit(f"{path} was made from other training clips. Use another folder as --output.")
         samples, origins = list(saved["samples"]), json.loads(str(saved["origins"]))
         for c, place, logits, origin in zip(saved["classes"], saved["places"], saved["logits"], origins, strict=True):
             if int(c) in archives.clips:
                 score = float(1 / (1 + np.exp(-np.float32(logits[c]))))
                 archives.clips[int(c)].append(Grown(score, logits, samples[place], tuple(origin)))
+    for archive in archives.clips.values():
+        del archive[archives.keep :]
 
 
 def write_shards(archives: Archives, folder: Path, keys: list[str], teacher: str) -> int:
     """Write the clips in which the teacher may detect a class, as FLAC in shards; return their number."""
     best = {id(clip.samples) for archive in archives.clips.values() for clip in archive if clip.score > WRITTEN}
     clips = [clip for clip in archives.all() if id(clip.samples) in best]
+    for old in (folder / "shards").glob("grown-*.tar"):
+        old.unlink()
     rows = []
     for shard, part in enumerate(clips[i : i + PER_SHARD] for i in range(0, len(clips), PER_SHARD)):
         name = f"grown-{shard:04d}.tar"
@@ -315,7 +333,7 @@ def write_shards(archives: Archives, folder: Path, keys: list[str], teacher: str
     return len(clips)
 
 
-def search(breeder: Breeder, teacher: Backend, seconds: float, saved: Path) -> None:
+def search(breeder: Breeder, teacher: Backend, seconds: float, save: Callable[[], None]) -> None:
     """Make candidates for some time, and save the archives every few minutes."""
     start = last = time.monotonic()
     made = 0
@@ -328,7 +346,7 @@ def search(breeder: Breeder, teacher: Backend, seconds: float, saved: Path) -> N
         made += len(waves)
         if time.monotonic() - last > SAVE_EVERY:
             last = time.monotonic()
-            save_archives(breeder.archives, saved)
+            save()
             print(f"{last - start:.0f} s, {made} candidates: {breeder.archives.summary()}", flush=True)
 
 
@@ -346,7 +364,7 @@ def main() -> None:
     (options.output / "shards").mkdir(parents=True, exist_ok=True)
     teacher = open_backend(options.teacher, threads=1)
     source = open_source("shards", options.corpora, "train").at(RATE)
-    pool = load_pool(source, options.output / "pool.npy")
+    pool = load_pool(source, options.output)
     logits = np.concatenate(
         [
             to_logits(teacher.run_waveforms(np.asarray(pool[i : i + BATCH], np.float32)).probabilities)
@@ -356,13 +374,14 @@ def main() -> None:
     few = np.flatnonzero((logits > to_logits(HEARD)).sum(axis=0) < options.below)
     archives, saved = Archives(few, options.keep), options.output / "archives.npz"
     if saved.is_file():
-        load_archives(archives, saved)
+        load_archives(archives, saved, source.digest)
     print(f"{len(pool)} training clips; {len(few)} classes with fewer than {options.below}", flush=True)
+    save = partial(save_archives, archives, saved, source.digest)
     try:
-        search(Breeder(pool, logits, archives, options.seed), teacher, options.seconds, saved)
+        search(Breeder(pool, logits, archives, options.seed), teacher, options.seconds, save)
     except KeyboardInterrupt:
         print("Interrupted; the archives are written.")
-    save_archives(archives, saved)
+    save()
     n = write_shards(archives, options.output, source.keys, Path(options.teacher).stem)
     print(f"{archives.summary()}; {n} clips written to {options.output}")
 

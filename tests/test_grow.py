@@ -89,10 +89,17 @@ def test_ctrl_c_keeps_what_was_found(grow, corpora, monkeypatch):
     assert len(open_source("shards", run(grow, corpora, monkeypatch), "train")) == 1
 
 
-def test_decoded_clips_of_another_corpus_are_refused(grow, corpora, monkeypatch):
-    (corpora.parent / "grown").mkdir()
-    np.save(corpora.parent / "grown" / "pool.npy", np.zeros((3, grow.N), np.float16))
-    with pytest.raises(SystemExit, match="Delete the file"):
+def test_archives_of_other_clips_are_refused(grow, corpora, monkeypatch):
+    run(grow, corpora, monkeypatch, "--seconds", "1")
+    (corpora / "a.tar").unlink()
+    layouts.write_shard(corpora / "b.tar", {"9.flac": (corpora.parent / "clip.flac").read_bytes(), "9.json": b"{}"})
+    with pytest.raises(SystemExit, match="other training clips"):
+        run(grow, corpora, monkeypatch)
+
+
+def test_clips_that_cannot_be_read_are_named(grow, corpora, monkeypatch):
+    layouts.write_shard(corpora / "b.tar", {"broken.flac": b"fLaC", "broken.json": b"{}"})
+    with pytest.raises(SystemExit, match=r"1 clips cannot be read .*broken.*exclude\.csv"):
         run(grow, corpora, monkeypatch)
 
 

@@ -19,6 +19,10 @@ from dymn.system.extras import needing
 
 SMALL = 256
 """Constants of fewer values stay in float32."""
+SENSITIVE = 4096
+"""Constants of fewer values are stored in fp16 instead of int8: those of the first blocks, which cause most of the error
+and need little memory.
+"""
 FEW = 16
 """Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would
 not pay.
@@ -48,7 +52,7 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
             continue
         # [..., C_out, C_in, k, k] or [C_out, C_in]
         per_output = math.prod(values.shape[-3:]) if values.ndim > 3 else values.shape[-1]
-        if precision == "fp16" or per_output < FEW:
+        if precision == "fp16" or per_output < FEW or values.size < SENSITIVE:
             kept.append(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_fp16"))
             widened.append(helper.make_node("Cast", [kept[-1].name], [tensor.name], to=TensorProto.FLOAT))
             continue

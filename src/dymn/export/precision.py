@@ -20,8 +20,8 @@ from dymn.system.extras import needing
 SMALL = 256
 """Constants of fewer values stay in float32."""
 SENSITIVE = 4096
-"""Constants of fewer values are stored in fp16 instead of int8: those of the first blocks, which cause most of the error
-and need little memory.
+"""Constants of fewer values are stored in fp16 instead of int8. They are those of the first blocks, which cause most of
+the error and need little memory.
 """
 FEW = 16
 """Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would

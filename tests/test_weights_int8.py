@@ -31,7 +31,7 @@ def test_the_shipped_model_in_8_bits_tags_alike(tmp_path):
     path = tmp_path / "small.safetensors"
     done = CliRunner().invoke(app, ["convert", "dymn04_open", str(path), "--int8"])
     assert done.exit_code == 0 and "sha256" in done.stdout
-    assert path.stat().st_size < 2.4e6
+    assert 2.3e6 < path.stat().st_size < 2.5e6
     whole, small = open_checkpoint("dymn04_open"), open_checkpoint(path)
     assert small.config == whole.config and small.card.labels == whole.card.labels
     assert set(small.state) == set(whole.state)
@@ -47,7 +47,9 @@ def test_the_shipped_model_in_8_bits_tags_alike(tmp_path):
             Tagger.from_pretrained(source).probabilities(sound[None].astype(np.float32))[0]
             for source in ("dymn04_open", path)
         )
-        assert np.abs(a - b).max() < 0.06 and a.argmax() == b.argmax()
+        assert np.abs(a - b).max() < 0.02 and a.argmax() == b.argmax()
+        logits = [np.log(p) - np.log1p(-p) for p in (a.astype(np.float64), b.astype(np.float64))]
+        assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) < 0.045  # 0.05 to 0.08 if the first blocks had 8 bits
 
 
 def test_one_precision_at_a_time(tmp_path):

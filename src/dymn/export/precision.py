@@ -20,16 +20,14 @@ from dymn.system.extras import needing
 SMALL = 256
 """Constants of fewer values stay in float32."""
 SENSITIVE = 4096
-"""Constants of fewer values are stored in fp16 instead of int8. They are those of the first blocks, which cause most of
-the error and need little memory.
-"""
+"""Constants of fewer values are stored in fp16 instead of int8, as in checkpoints (`dymn.weights.format.SMALL`)."""
 FEW = 16
 """Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would
 not pay.
 """
 WORTHWHILE = 1024
-"""Pointwise convolutions of fewer weights are not computed in integers: they are the sensitive first ones, and no
-faster.
+"""Static pointwise convolutions of fewer weights are not computed in integers: they are sensitive, and no faster. Their
+inputs and outputs matter more than their weights, so this is not `SENSITIVE`.
 """
 
 

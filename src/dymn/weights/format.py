@@ -32,7 +32,7 @@ MAX_BLOCKS = 256
 STORAGE_TYPES = ("float32", "float16", "bfloat16", "int8")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I8": np.int8}
 SCALE = ".scale"  # ends the name of the array that an 8-bit one is multiplied with
-SMALL = 4096  # values of an array that 8 bits are worth it for
+SMALL = 4096  # values; smaller arrays are not stored in 8 bits
 LARGEST = 127  # of 8 bits, with sign; -128 is not used
 COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
 BUFFERS = (COUNTER, "running_mean", "running_var", "frequencies")  # ends of names of arrays that no optimiser changes
@@ -56,8 +56,8 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
 
     Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
     every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
-    Arrays of fewer than `SMALL` values are stored in half precision. These are the weights of the first blocks, which
-    cause most of the error of 8 bits (for `dymn04_open`, four fifths of its square) and need little memory.
+    Arrays of fewer than `SMALL` values are stored in half precision: they need little memory, and those of the first
+    blocks would cause most of the error.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.

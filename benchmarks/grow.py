@@ -18,7 +18,7 @@ with the same origin and no two to which the teacher's logits are nearly the sam
 The same options give the same clips. The archives are saved every few minutes; after an interruption, the same command
 continues, and with a larger `--candidates`, a finished search does. 100,000 candidates take about an hour on one busy
 thread. Several searches with different seeds can run at the same time, each with its own folder; `dymn train` reads all
-folders in CORPORA.
+folders in CORPORA. `distilled.py` also counts the clips of all folders, so measure with a CORPORA without the link.
 """
 
 from __future__ import annotations

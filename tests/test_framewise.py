@@ -79,6 +79,15 @@ def test_the_table_states_strides_alone():
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
 
 
+def assert_near(found, wanted):
+    """1e-5 of the largest value, or 1e-5 if that is larger.
+
+    An absolute 1e-5 holds only on processors with AVX-512. The public code's own frame logits, of up to 24, differ from
+    those in double precision by up to 2e-4 (fmn06), and from ours by 5e-5 on a processor without AVX-512.
+    """
+    assert np.abs(found - wanted).max() < 1e-5 * max(1.0, np.abs(wanted).max())
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 def test_numbers_are_those_of_the_public_code(fixtures, name):
     model = import_efficientsed(fixtures / name / "state_dict.pt")
@@ -91,10 +100,9 @@ def test_numbers_are_those_of_the_public_code(fixtures, name):
             continue
         with torch.inference_mode():
             found = model(torch.from_numpy(io[f"log_mel{part}"].astype(np.float32)))
-        assert np.abs(found.frame_logits.numpy() - io[f"strong_logits{part}"].transpose(0, 2, 1)).max() < 1e-5
-        assert np.abs(found.logits.numpy() - io[f"weak_logits{part}"]).max() < 1e-5
-        features = io[f"features{part}"].mean(axis=1)
-        assert np.abs(found.embedding.numpy() - features).max() < 1e-5
+        assert_near(found.frame_logits.numpy(), io[f"strong_logits{part}"].transpose(0, 2, 1))
+        assert_near(found.logits.numpy(), io[f"weak_logits{part}"])
+        assert_near(found.embedding.numpy(), io[f"features{part}"].mean(axis=1))
 
 
 def test_older_names_of_tensors(fixtures):

@@ -13,7 +13,7 @@ from dymn.models import pretrained
 from dymn.training import train
 from dymn.training.loop import Run
 from dymn.training.losses import Targets, balanced_weights, label_loss
-from dymn.training.parts import frozen, parameter_groups, parts
+from dymn.training.parts import frozen_blocks, parameter_groups, parts
 from dymn.training.report import Reporter
 from dymn.weights import load_model
 from tiny_runs import FRONT_END, NETWORK, run, write_clips
@@ -37,13 +37,23 @@ def start(clips):
 def test_frozen_parts_keep_weights_and_statistics(clips, start, tmp_path, blocks):
     train(run(clips, tmp_path, model=start, optim={"freeze": blocks}))
     before, after = load_model(start["name"]), load_model(tmp_path / "last.safetensors")
-    kept = len(frozen(after, blocks))
+    kept = len(frozen_blocks(after, blocks))
     assert kept == (4 if blocks == 3 else 17)
     for i, (old, new) in enumerate(zip(parts(before), parts(after), strict=True)):
         same = [torch.equal(a, b) for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True)]
         assert all(same) if i < kept else not all(same)
     with pytest.raises(ConfigError, match=r"optim\.freeze keeps"):
         run(clips, tmp_path, optim={"freeze": 1, "norm_clips": 4})
+
+
+def test_frozen_norms_keep_their_statistics_and_train_their_weights(clips, start, tmp_path):
+    train(run(clips, tmp_path, model=start, optim={"freeze_norms": True}))
+    before, after = load_model(start["name"]).state_dict(), load_model(tmp_path / "last.safetensors").state_dict()
+    statistics = {name for name in before if "running" in name or "tracked" in name}
+    assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("norm.weight"))
+    with pytest.raises(ConfigError, match=r"optim\.freeze_norms keeps"):
+        run(clips, tmp_path, optim={"freeze_norms": True, "norm_clips": 4})
 
 
 def test_learning_rates_fall_towards_the_input(clips, start, tmp_path):

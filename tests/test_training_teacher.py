@@ -16,6 +16,7 @@ from dymn.data import WeightedSampler, heard_weights
 from dymn.errors import ConfigError, DataError
 from dymn.training import loop, train
 from dymn.training.loop import Run
+from dymn.training.parts import freeze
 from dymn.training.report import Reporter
 from tiny_runs import FRONT_END, run, write_clips
 
@@ -121,6 +122,24 @@ def test_blocks_are_compared(clips, tmp_path, teacher):
     assert losses[1] > losses[0] + 0.01
 
 
+def test_the_head_of_a_teacher_is_taken_over_and_kept(clips, tmp_path, teacher):
+    train(taught(clips, tmp_path, teacher, model={"inherit": ""}, teacher={"head": True}))
+    parent, student = load_model(teacher), load_model(tmp_path / "last.safetensors")
+    head = student.head.state_dict()
+    assert all(torch.equal(value, head[name]) for name, value in parent.head.state_dict().items())
+    assert not torch.equal(parent.stem.conv.weight, student.stem.conv.weight)
+
+
+def test_frozen_blocks_are_compared_with_the_teacher_too(clips, tmp_path, teacher):
+    settings = {"optim": {"freeze": 3, "norm_clips": 0}, "teacher": {"block_weight": 1.0}}
+    made = Run(taught(clips, tmp_path, teacher, **settings), Reporter())
+    made.network.train()
+    freeze(made.network, made.config)
+    made.step(made.network, next(made.loader.epoch(0)), np.random.default_rng(0)).backward()
+    gradients = [any(p.grad is not None for p in block.parameters()) for block in made.network.blocks]
+    assert gradients == [False] * 3 + [True] * 12
+
+
 def test_a_run_follows_the_clock(clips, tmp_path, teacher, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
@@ -146,6 +165,20 @@ def test_what_cannot_be_had(clips, tmp_path, teacher):
     )
     with pytest.raises(ConfigError, match="blocks have the student's channels"):
         Run(wide, Reporter())
+    with pytest.raises(ConfigError, match=r"teacher.head needs an online teacher"):
+        run(clips, tmp_path, teacher={"head": True})
+    large = {"inherit": "", "settings": {"width": 0.4}}
+    with pytest.raises(ConfigError, match=r"teacher.head needs .* the student has 384 values, the teacher's 96"):
+        Run(
+            taught(
+                clips,
+                tmp_path / "large",
+                teacher,
+                model=large,
+                teacher={"head": True, "feature_weight": 0.0, "block_weight": 0.0},
+            ),
+            Reporter(),
+        )
 
 
 def test_weighted_draws():

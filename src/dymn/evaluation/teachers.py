@@ -76,13 +76,13 @@ class BlockOutputs:
 
     def __init__(self, model: MobileNet, training: bool) -> None:
         self._maps: list[Tensor] = []
-        self._training = training
-        for block in model.blocks:
-            block.register_forward_hook(self._keep)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if module.training == self._training:
-            self._maps.append(output)
+        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if model.training == training:  # not the block's, because frozen blocks stay in evaluation mode
+                self._maps.append(output)
+
+        for block in model.blocks:
+            block.register_forward_hook(keep)
 
     def taken(self) -> list[Tensor]:
         """Return and remove the collected outputs."""

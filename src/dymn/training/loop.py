@@ -120,7 +120,7 @@ class Run(Prepared):
             place, start=cast(float, schedule.tau_start), end=schedule.tau_end, epochs=schedule.tau_epochs
         )
         self.network.train()
-        freeze(self.network, self.config.optim.freeze)
+        freeze(self.network, self.config)
         for batches in _grouped(enumerate(self.loader.epoch(epoch), start=part.batches), self.config.optim.accumulate):
             if part.steps > 0 and len(batches) < self.config.optim.accumulate:
                 break  # as an incomplete batch is left out

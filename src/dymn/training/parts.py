@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dymn.models.mobilenet import MobileNet
+from dymn.training.settings import TrainConfig
 
 
 def parts(model: MobileNet) -> list[nn.Module]:
@@ -14,17 +15,22 @@ def parts(model: MobileNet) -> list[nn.Module]:
     return [model.stem, *model.blocks, model.last, model.head]
 
 
-def frozen(model: MobileNet, blocks: int) -> list[nn.Module]:
-    """Return the frozen parts: the stem and the first `blocks` blocks; with all blocks, also the last convolution."""
+def frozen_blocks(model: MobileNet, blocks: int) -> list[nn.Module]:
+    """Return the stem and the first `blocks` blocks; with all blocks, also the last convolution; none for 0."""
     if blocks == 0:
         return []
     return parts(model)[:-1] if blocks >= len(model.blocks) else parts(model)[: blocks + 1]
 
 
-def freeze(model: MobileNet, blocks: int) -> None:
-    """Freeze weights and batch norm statistics of the `frozen` parts. Call it after each `model.train()`."""
-    for part in frozen(model, blocks):
+def freeze(model: MobileNet, config: TrainConfig) -> None:
+    """Freeze what a run does not train: blocks, the head, statistics of norms. Call it after each `model.train()`."""
+    kept = [model.head] if config.teacher.head else []
+    for part in (*frozen_blocks(model, config.optim.freeze), *kept):
         part.requires_grad_(False).eval()
+    if config.optim.freeze_norms:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
 
 
 def parameter_groups(model: MobileNet, layer_decay: float) -> list[dict[str, Any]]:

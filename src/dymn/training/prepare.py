@@ -87,6 +87,8 @@ class Prepared:
         self.weights = self._weights()
         self.loader = self._loader(self.share.rank, self.share.world)
         feature_scale = self._prepare_weights(models.parent)
+        if config.teacher.head and not self.state.model:
+            self._take_head(models.teachers[0])
         kind, weights = self.inputs.task.loss, self._class_weights()
         self.step = Step(config, kind, self.front_end, self.teachers, feature_scale, self.share, weights)
         self.ema = self._averaged()
@@ -211,6 +213,19 @@ class Prepared:
         spread = 1.0 if teacher_output is None else float(teacher_output.embedding.var(dim=0).mean())
         return spread if spread > 0 else 1.0  # a single clip has none
 
+    def _take_head(self, teacher: MobileNet) -> None:
+        state = teacher.head.state_dict()
+        own, other = (
+            (model.config.head, {name: tuple(value.shape) for name, value in model.head.state_dict().items()})
+            for model in (self.network, teacher)
+        )
+        if own != other:
+            raise ConfigError(
+                "teacher.head needs a (first) teacher with a head of the same kind and size: the embedding of the "
+                f"student has {self.network.config.c_last} values, the teacher's {teacher.config.c_last}."
+            )
+        self.network.head.load_state_dict(state)
+
     def _sample(self, count: int) -> Tensor:
         """Return the log-mel of `count` training clips or fewer, the same whatever the number of processes."""
         waveforms: list[Tensor] = []
@@ -238,7 +253,7 @@ class Prepared:
             use_global_norm(self.network)
         if optim.norm_momentum:
             set_momentum(self.network, optim.norm_momentum)
-        freeze(self.network, optim.freeze)
+        freeze(self.network, self.config)
         plain = optim.freeze == 0 and optim.layer_decay == 1.0
         parameters: Any = self.network.parameters() if plain else parameter_groups(self.network, optim.layer_decay)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

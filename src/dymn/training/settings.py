@@ -98,15 +98,18 @@ class TeacherSettings:
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and
     (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
-    a mean over the blocks. With `calibrate`, the logits of the best checkpoint are scaled and shifted at the end,
-    equally for all classes, to fit the teacher's probabilities on the validation clips. `index` is the index of a
-    published `.npy` table. `temperature` divides the teacher's logits before probabilities are computed.
+    a mean over the blocks. With `head`, the student's head is a copy of that teacher's and is not trained, so that
+    classes that are rare in the data keep the teacher's weights (Chen et al., 2022). With `calibrate`, the logits of
+    the best checkpoint are scaled and shifted at the end, equally for all classes, to fit the teacher's probabilities
+    on the validation clips. `index` is the index of a published `.npy` table. `temperature` divides the teacher's
+    logits before probabilities are computed.
     """
 
     table: str = ""
     index: str = ""
     partial: bool = False
     models: tuple[str, ...] = ()
+    head: bool = False
     label_weight: float = 0.1
     feature_weight: float = 0.0
     block_weight: float = 0.0
@@ -135,6 +138,7 @@ class TeacherSettings:
                 getattr(self, name) == 0 or bool(self.models),
                 f"teacher.{name} needs an online teacher (teacher.models).",
             )
+        check(not self.head or bool(self.models), "teacher.head needs an online teacher (teacher.models).")
         check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
 
     @property
@@ -203,7 +207,8 @@ class OptimSettings:
     disables them.
 
     With `norm_clips`, the statistics of batch norm are measured again on this number of training clips before weights
-    are evaluated and saved; `norm_momentum` is the momentum of the running statistics (0: unchanged).
+    are evaluated and saved; `norm_momentum` is the momentum of the running statistics (0: unchanged). With
+    `freeze_norms`, batch norm uses its running statistics in training as well, and they are not updated.
 
     The first `freeze` blocks and the stem are not trained; with all blocks, only the head is trained. The learning rate
     is `lr` for the head, and `layer_decay` times that of the next part for each part before it. `label_smoothing`
@@ -221,6 +226,7 @@ class OptimSettings:
     norm_clips: int = 0
     norm_momentum: float = 0.0
     freeze: int = 0
+    freeze_norms: bool = False
     layer_decay: float = 1.0
     label_smoothing: float = 0.0
     class_weights: str = "none"
@@ -239,10 +245,11 @@ class OptimSettings:
             check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
         check_numbers(self, {"optim.batch_size": 2**20, "optim.accumulate": 2**20}, 1, whole=True)
         check_numbers(self, {"optim.norm_clips": 2**20, "optim.freeze": 2**20}, whole=True)
-        check(
-            not (self.freeze and self.norm_clips),
-            "optim.norm_clips would change the norms that optim.freeze keeps. Set only one of them.",
-        )
+        for name in ("freeze", "freeze_norms"):
+            check(
+                not (getattr(self, name) and self.norm_clips),
+                f"optim.norm_clips would change the norms that optim.{name} keeps. Set only one of them.",
+            )
         check(
             self.batch_size % self.accumulate == 0,
             f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).",

@@ -1,5 +1,6 @@
 """The parts of the benchmarks that can go wrong without anybody seeing it."""
 
+import argparse
 import csv
 import importlib.util
 import json
@@ -17,7 +18,7 @@ import pytest
 import soundfile
 import torch
 
-from dymn import Tagger, create_model
+from dymn import Tagger, create_model, load_model
 from dymn.config import ModelCard
 from dymn.fitting.general import general_background
 from dymn.inference.embedding import Embedder
@@ -213,14 +214,25 @@ def test_the_mean_of_runs_is_that_of_their_last_weights(tmp_path):
         create_model("dymn04", 3, width=0.1).save_pretrained(tmp_path / name)  # averaged over steps, not of interest
         (tmp_path / name / "model.safetensors").rename(tmp_path / name / "last.safetensors")
         save_state(RunState(model=model.state_dict()), tmp_path / name / "state.pt")
-    made = load("average").mean_of([tmp_path / "a", tmp_path / "b"])
+    average = load("average")
+    runs = [average.part(str(tmp_path / name)) for name in "ab"]
+    made = average.mean_of(runs)
     for name, value in made.state_dict().items():
         wanted = sum(model.state_dict()[name].double() for model in models) / 2
         torch.testing.assert_close(value.double(), wanted, check_dtype=False)
-    assert made.card.provenance == {"mean_of": ["a", "b"]}
+    assert made.card.provenance == {"mean_of": [{"name": name, "share": 0.5} for name in "ab"]}
+    files = [average.part(f"3={tmp_path / 'a' / 'last.safetensors'}"), average.part(f"1={tmp_path / 'b'}")]
+    made = average.mean_of(files)  # of a file, the weights in it
+    wanted = 0.75 * load_model(files[0].path).head.classifier.weight + 0.25 * models[1].head.classifier.weight
+    torch.testing.assert_close(made.head.classifier.weight, wanted)
+    assert made.card.provenance["mean_of"][0] == {"name": "a", "share": 0.75}
+    for wrong in ("0=a", "-1=a", "nan=a"):
+        with pytest.raises(argparse.ArgumentTypeError, match="must be above 0"):
+            average.part(wrong)
+    assert average.part("x=y") == (1.0, Path("x=y"))
     save_state(RunState(model=create_model("dymn04", 4, width=0.1).state_dict()), tmp_path / "b" / "state.pt")
     with pytest.raises(SystemExit, match="different networks"):
-        load("average").mean_of([tmp_path / "a", tmp_path / "b"])
+        average.mean_of(runs)
 
 
 def test_scenes_and_pieces_say_what_is_heard_in_them(shared, monkeypatch):

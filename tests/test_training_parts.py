@@ -13,7 +13,7 @@ from dymn.models import pretrained
 from dymn.training import train
 from dymn.training.loop import Run
 from dymn.training.losses import Targets, balanced_weights, label_loss
-from dymn.training.parts import frozen_blocks, parameter_groups, parts
+from dymn.training.parts import freeze, frozen, parameter_groups, parts
 from dymn.training.report import Reporter
 from dymn.weights import load_model
 from tiny_runs import FRONT_END, NETWORK, run, write_clips
@@ -37,7 +37,7 @@ def start(clips):
 def test_frozen_parts_keep_weights_and_statistics(clips, start, tmp_path, blocks):
     train(run(clips, tmp_path, model=start, optim={"freeze": blocks}))
     before, after = load_model(start["name"]), load_model(tmp_path / "last.safetensors")
-    kept = len(frozen_blocks(after, blocks))
+    kept = len(frozen(after, blocks))
     assert kept == (4 if blocks == 3 else 17)
     for i, (old, new) in enumerate(zip(parts(before), parts(after), strict=True)):
         same = [torch.equal(a, b) for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True)]
@@ -47,13 +47,24 @@ def test_frozen_parts_keep_weights_and_statistics(clips, start, tmp_path, blocks
 
 
 def test_frozen_norms_keep_their_statistics_and_train_their_weights(clips, start, tmp_path):
-    train(run(clips, tmp_path, model=start, optim={"freeze_norms": True}))
-    before, after = load_model(start["name"]).state_dict(), load_model(tmp_path / "last.safetensors").state_dict()
+    network = load_model(start["name"])
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+    pretrained.save(network, tmp_path / "start.safetensors")
+    begun = start | {"name": str(tmp_path / "start.safetensors")}
+    train(run(clips, tmp_path / "run", model=begun, optim={"freeze_norms": True}))
+    before, after = network.state_dict(), load_model(tmp_path / "run" / "last.safetensors").state_dict()
     statistics = {name for name in before if "running" in name or "tracked" in name}
     assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
     assert not any(torch.equal(before[name], after[name]) for name in before if name.endswith("norm.weight"))
     with pytest.raises(ConfigError, match=r"optim\.freeze_norms keeps"):
         run(clips, tmp_path, optim={"freeze_norms": True, "norm_clips": 4})
+    with pytest.raises(ConfigError, match=r"optim\.norm_momentum has no effect"):
+        run(clips, tmp_path, optim={"freeze_norms": True, "norm_momentum": 0.5})
+    with pytest.raises(ConfigError, match=r"optim\.freeze_norms needs a network whose norms have statistics"):
+        Run(run(clips, tmp_path / "fresh", optim={"freeze_norms": True}), Reporter())
 
 
 def test_learning_rates_fall_towards_the_input(clips, start, tmp_path):
@@ -64,6 +75,9 @@ def test_learning_rates_fall_towards_the_input(clips, start, tmp_path):
     groups = parameter_groups(create_model("mn01", 2), 0.5)
     assert [group["share"] for group in groups[:2]] == [1.0, 0.5] and len(groups) == 18
     assert sum(len(group["params"]) for group in groups) == len(list(create_model("mn01", 2).parameters()))
+    network = create_model("mn01", 2)
+    freeze(network, head=True)
+    assert [group["share"] for group in parameter_groups(network, 0.5)[:2]] == [1.0, 0.5]  # of the last that is trained
 
 
 def test_norms_follow_as_fast_as_is_asked_and_are_measured_anew(clips, start, tmp_path):

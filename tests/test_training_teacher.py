@@ -16,7 +16,6 @@ from dymn.data import WeightedSampler, heard_weights
 from dymn.errors import ConfigError, DataError
 from dymn.training import loop, train
 from dymn.training.loop import Run
-from dymn.training.parts import freeze
 from dymn.training.report import Reporter
 from tiny_runs import FRONT_END, run, write_clips
 
@@ -123,21 +122,62 @@ def test_blocks_are_compared(clips, tmp_path, teacher):
 
 
 def test_the_head_of_a_teacher_is_taken_over_and_kept(clips, tmp_path, teacher):
-    train(taught(clips, tmp_path, teacher, model={"inherit": ""}, teacher={"head": True}))
-    parent, student = load_model(teacher), load_model(tmp_path / "last.safetensors")
-    head = student.head.state_dict()
-    assert all(torch.equal(value, head[name]) for name, value in parent.head.state_dict().items())
-    assert not torch.equal(parent.stem.conv.weight, student.stem.conv.weight)
+    settings = {"model": {"inherit": ""}, "teacher": {"head": True}, "optim": {"weight_decay": 0.1}}
+    started = Run(taught(clips, tmp_path / "started", teacher, **settings), Reporter()).network
+    train(taught(clips, tmp_path / "run", teacher, **settings))
+    last, best = (load_model(tmp_path / "run" / f"{name}.safetensors") for name in ("last", "best"))
+    head = load_model(teacher).head.state_dict()
+    for network in (started, last):
+        assert all(torch.equal(value, head[name]) for name, value in network.head.state_dict().items())
+    for part in ("stem", "last"):
+        assert not torch.equal(getattr(started, part).conv.weight, getattr(last, part).conv.weight)
+    slope = best.card.provenance["calibration"]["slope"]  # the result is calibrated
+    torch.testing.assert_close(best.head.classifier.weight, slope * head["classifier.weight"])
+
+
+def test_heads_that_cannot_be_taken_over(clips, tmp_path, teacher):
+    def made(name, parent=teacher, /, **sections):
+        sections["teacher"] = {"head": True, "feature_weight": 0.0, "block_weight": 0.0}
+        return Run(taught(clips, tmp_path / name, parent, **sections), Reporter())
+
+    with pytest.raises(ConfigError, match=r"teacher.head needs an online teacher"):
+        run(clips, tmp_path, teacher={"head": True})
+    large = {"inherit": "", "settings": {"width": 0.4}}
+    with pytest.raises(
+        ConfigError, match=r"same kind and size. The student's is mlp .embedding: 384 .* teacher's is mlp"
+    ):
+        made("large", model=large)
+    with pytest.raises(ConfigError, match="leave nothing to train"):
+        made("frozen", optim={"freeze": 15, "norm_clips": 0})
+    network = load_model(teacher)
+    convolutional = create_model(
+        "mn04", 2, width=0.1, dynamic_blocks="none", attention="se", attention_blocks="se", head="fully_convolutional"
+    )
+    convolutional.card = network.card
+    convolutional.save_pretrained(tmp_path / "convolutional")
+    with pytest.raises(ConfigError, match=r"optim\.norm_clips would change the norms of the head"):
+        made("norms", str(tmp_path / "convolutional"), model={"inherit": ""})
+    with pytest.raises(ConfigError, match=r"The student's is mlp .* the teacher's is fully_convolutional"):
+        made("kinds", str(tmp_path / "convolutional"), model={"inherit": ""}, optim={"norm_clips": 0})
 
 
 def test_frozen_blocks_are_compared_with_the_teacher_too(clips, tmp_path, teacher):
-    settings = {"optim": {"freeze": 3, "norm_clips": 0}, "teacher": {"block_weight": 1.0}}
-    made = Run(taught(clips, tmp_path, teacher, **settings), Reporter())
-    made.network.train()
-    freeze(made.network, made.config)
-    made.step(made.network, next(made.loader.epoch(0)), np.random.default_rng(0)).backward()
-    gradients = [any(p.grad is not None for p in block.parameters()) for block in made.network.blocks]
-    assert gradients == [False] * 3 + [True] * 12
+    losses = []
+    for weight in (0.0, 1.0):
+        settings = {"optim": {"freeze": 3, "norm_clips": 0}, "teacher": {"block_weight": weight}}
+        made = Run(taught(clips, tmp_path / str(weight), teacher, **settings), Reporter())
+        made.network.train()
+        made._freeze()
+        torch.manual_seed(0)
+        loss = made.step(made.network, next(made.loader.epoch(0)), np.random.default_rng(0))
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] > losses[0] + 0.01
+
+
+def test_norms_are_measured_again_between_comparisons_of_blocks(clips, tmp_path, teacher):
+    train(taught(clips, tmp_path, teacher, optim={"ema": 0.0}))  # two epochs; the measured network is the compared one
+    assert len(log_of(tmp_path)) > 1
 
 
 def test_a_run_follows_the_clock(clips, tmp_path, teacher, monkeypatch):
@@ -165,20 +205,6 @@ def test_what_cannot_be_had(clips, tmp_path, teacher):
     )
     with pytest.raises(ConfigError, match="blocks have the student's channels"):
         Run(wide, Reporter())
-    with pytest.raises(ConfigError, match=r"teacher.head needs an online teacher"):
-        run(clips, tmp_path, teacher={"head": True})
-    large = {"inherit": "", "settings": {"width": 0.4}}
-    with pytest.raises(ConfigError, match=r"teacher.head needs .* the student has 384 values, the teacher's 96"):
-        Run(
-            taught(
-                clips,
-                tmp_path / "large",
-                teacher,
-                model=large,
-                teacher={"head": True, "feature_weight": 0.0, "block_weight": 0.0},
-            ),
-            Reporter(),
-        )
 
 
 def test_weighted_draws():

@@ -33,7 +33,6 @@ from dymn.system.cpus import keeping_all_memory
 from dymn.training.calibration import fit_affine, fold_affine
 from dymn.training.distributed import highest, united
 from dymn.training.inputs import portable, quiet_loader, training_loader
-from dymn.training.parts import freeze
 from dymn.training.prepare import BAD_FILE, LAST_FILE, STATE_FILE, Prepared, versions
 from dymn.training.report import Record, Reporter, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name
@@ -120,7 +119,7 @@ class Run(Prepared):
             place, start=cast(float, schedule.tau_start), end=schedule.tau_end, epochs=schedule.tau_epochs
         )
         self.network.train()
-        freeze(self.network, self.config)
+        self._freeze()
         for batches in _grouped(enumerate(self.loader.epoch(epoch), start=part.batches), self.config.optim.accumulate):
             if part.steps > 0 and len(batches) < self.config.optim.accumulate:
                 break  # as an incomplete batch is left out
@@ -246,6 +245,8 @@ class Run(Prepared):
         batches = itertools.islice(loader.epoch(epoch), -(-self.config.optim.norm_clips // loader.batches.batch_size))
         step = Step(self.config, self.inputs.task.loss, self.front_end, None, 1.0, Share())
         measure_norms(self.result_network, (step.inputs(batch.to(self.device), rng)[0] for batch in batches))
+        if self.step.blocks is not None:
+            self.step.blocks.taken()  # without averaged weights, the network that is compared was called
 
     def _save(self, record: Record) -> None:
         """Write the results of an epoch, the state last: an epoch is done only when all else is written."""

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from dymn.models.mobilenet import MobileNet
-from dymn.training.settings import TrainConfig
 
 
 def parts(model: MobileNet) -> list[nn.Module]:
@@ -15,19 +14,26 @@ def parts(model: MobileNet) -> list[nn.Module]:
     return [model.stem, *model.blocks, model.last, model.head]
 
 
-def frozen_blocks(model: MobileNet, blocks: int) -> list[nn.Module]:
+def frozen(model: MobileNet, blocks: int) -> list[nn.Module]:
     """Return the stem and the first `blocks` blocks; with all blocks, also the last convolution; none for 0."""
     if blocks == 0:
         return []
     return parts(model)[:-1] if blocks >= len(model.blocks) else parts(model)[: blocks + 1]
 
 
-def freeze(model: MobileNet, config: TrainConfig) -> None:
-    """Freeze what a run does not train: blocks, the head, statistics of norms. Call it after each `model.train()`."""
-    kept = [model.head] if config.teacher.head else []
-    for part in (*frozen_blocks(model, config.optim.freeze), *kept):
+def freeze(model: MobileNet, blocks: int = 0, *, head: bool = False, norms: bool = False) -> None:
+    """Freeze parts of a network. Call it after each `model.train()`.
+
+    Args:
+        model: the network.
+        blocks: number of blocks, counted from the input, that are frozen together with the stem; with all blocks, the
+            last convolution is frozen, too.
+        head: whether the head is frozen.
+        norms: whether the statistics of all batch norms are frozen; their weights are trained.
+    """
+    for part in (*frozen(model, blocks), *([model.head] if head else [])):
         part.requires_grad_(False).eval()
-    if config.optim.freeze_norms:
+    if norms:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
@@ -36,15 +42,15 @@ def freeze(model: MobileNet, config: TrainConfig) -> None:
 def parameter_groups(model: MobileNet, layer_decay: float) -> list[dict[str, Any]]:
     """Return the trained parameters in groups for an optimiser.
 
-    `share` is the factor of a group's learning rate: 1 for the head, and `layer_decay` times that of the next part for
-    each part before it.
+    `share` is the factor of a group's learning rate: 1 for the head, or the last part that is trained, and
+    `layer_decay` times that of the next part for each part before it.
     """
-    groups = []
-    for distance, part in enumerate(reversed(parts(model))):
-        learning = [parameter for parameter in part.parameters() if parameter.requires_grad]
-        if learning:
-            groups.append({"params": learning, "share": layer_decay**distance})
-    return groups
+    trained = [
+        [parameter for parameter in part.parameters() if parameter.requires_grad] for part in reversed(parts(model))
+    ]
+    return [
+        {"params": learning, "share": layer_decay**distance} for distance, learning in enumerate(filter(None, trained))
+    ]
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:

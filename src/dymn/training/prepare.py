@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import dymn
 from dymn.config import FrontEndConfig
@@ -72,6 +72,11 @@ class Prepared:
         self.reporter = reporter if self.is_main else Reporter()
         models = open_models(config)
         self.config = config = with_temperature(config, models.start)
+        if config.optim.freeze_norms and models.start is None and models.parent is None:
+            raise ConfigError(
+                "optim.freeze_norms needs a network whose norms have statistics: a checkpoint (--model, model.name) or "
+                "model.inherit."
+            )
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
         notes = check_classes(self.inputs, config.teacher.is_present) + check_table(self.inputs, config.data.fill)
@@ -88,7 +93,7 @@ class Prepared:
         self.loader = self._loader(self.share.rank, self.share.world)
         feature_scale = self._prepare_weights(models.parent)
         if config.teacher.head and not self.state.model:
-            self._take_head(models.teachers[0])
+            self.network.head.load_state_dict(models.teachers[0].head.state_dict())
         kind, weights = self.inputs.task.loss, self._class_weights()
         self.step = Step(config, kind, self.front_end, self.teachers, feature_scale, self.share, weights)
         self.ema = self._averaged()
@@ -162,7 +167,28 @@ class Prepared:
                 "teacher.feature_weight needs embeddings of the same size; the student's has "
                 f"{self.network.config.c_last} values, the teacher's {teachers.embedding_size}."
             )
+        if self.config.teacher.head:
+            self._check_heads(models[0])
         return teachers
+
+    def _check_heads(self, teacher: MobileNet) -> None:
+        """Reject a teacher whose head the student cannot take over."""
+        student, norms = self.network, [m for m in teacher.head.modules() if isinstance(m, nn.BatchNorm2d)]
+        if student.config.sequence is not None or teacher.config.sequence is not None:
+            raise ConfigError("teacher.head is not supported for frame-wise networks. Set teacher.head=false.")
+        if norms and self.config.optim.norm_clips:
+            raise ConfigError(
+                "optim.norm_clips would change the norms of the head that teacher.head keeps. Set only one of them."
+            )
+        if _head_of(student) != _head_of(teacher):
+            raise ConfigError(
+                "teacher.head needs a (first) teacher with a head of the same kind and size. The student's is "
+                f"{_described(student)}; the teacher's is {_described(teacher)}."
+            )
+
+    def _freeze(self) -> None:
+        optim = self.config.optim
+        freeze(self.network, optim.freeze, head=self.config.teacher.head, norms=optim.freeze_norms)
 
     def _loader(self, rank: int, world: int) -> Loader:
         pin_memory = self.device.type == "cuda"
@@ -213,19 +239,6 @@ class Prepared:
         spread = 1.0 if teacher_output is None else float(teacher_output.embedding.var(dim=0).mean())
         return spread if spread > 0 else 1.0  # a single clip has none
 
-    def _take_head(self, teacher: MobileNet) -> None:
-        state = teacher.head.state_dict()
-        own, other = (
-            (model.config.head, {name: tuple(value.shape) for name, value in model.head.state_dict().items()})
-            for model in (self.network, teacher)
-        )
-        if own != other:
-            raise ConfigError(
-                "teacher.head needs a (first) teacher with a head of the same kind and size: the embedding of the "
-                f"student has {self.network.config.c_last} values, the teacher's {teacher.config.c_last}."
-            )
-        self.network.head.load_state_dict(state)
-
     def _sample(self, count: int) -> Tensor:
         """Return the log-mel of `count` training clips or fewer, the same whatever the number of processes."""
         waveforms: list[Tensor] = []
@@ -253,7 +266,12 @@ class Prepared:
             use_global_norm(self.network)
         if optim.norm_momentum:
             set_momentum(self.network, optim.norm_momentum)
-        freeze(self.network, self.config)
+        self._freeze()
+        if not any(parameter.requires_grad for parameter in self.network.parameters()):
+            raise ConfigError(
+                "optim.freeze and teacher.head leave nothing to train. Set optim.freeze below "
+                f"{len(self.network.blocks)}, or teacher.head=false."
+            )
         plain = optim.freeze == 0 and optim.layer_decay == 1.0
         parameters: Any = self.network.parameters() if plain else parameter_groups(self.network, optim.layer_decay)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -284,6 +302,15 @@ class Prepared:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if scaler is not None and self.state.scaler:
             scaler.load_state_dict(self.state.scaler)
+
+
+def _head_of(model: MobileNet) -> tuple[str, dict[str, tuple[int, ...]]]:
+    return model.config.head, {name: tuple(value.shape) for name, value in model.head.state_dict().items()}
+
+
+def _described(model: MobileNet) -> str:
+    config = model.config
+    return f"{config.head} (embedding: {config.c_last} values, hidden layer: {config.c_hidden})"
 
 
 def versions() -> dict[str, str]:

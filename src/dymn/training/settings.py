@@ -98,11 +98,10 @@ class TeacherSettings:
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and
     (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
-    a mean over the blocks. With `head`, the student's head is a copy of that teacher's and is not trained, so that
-    classes that are rare in the data keep the teacher's weights (Chen et al., 2022). With `calibrate`, the logits of
-    the best checkpoint are scaled and shifted at the end, equally for all classes, to fit the teacher's probabilities
-    on the validation clips. `index` is the index of a published `.npy` table. `temperature` divides the teacher's
-    logits before probabilities are computed.
+    a mean over the blocks. With `head`, the student's head is a copy of that teacher's and is not trained (Chen et al.,
+    2022). With `calibrate`, the logits of the best checkpoint are scaled and shifted at the end, equally for all
+    classes, to fit the teacher's probabilities on the validation clips. `index` is the index of a published `.npy`
+    table. `temperature` divides the teacher's logits before probabilities are computed.
     """
 
     table: str = ""
@@ -211,9 +210,9 @@ class OptimSettings:
     `freeze_norms`, batch norm uses its running statistics in training as well, and they are not updated.
 
     The first `freeze` blocks and the stem are not trained; with all blocks, only the head is trained. The learning rate
-    is `lr` for the head, and `layer_decay` times that of the next part for each part before it. `label_smoothing`
-    smooths the labels; with `class_weights` "balanced", the labels of rare classes have the same weight as those of
-    common ones.
+    is `lr` for the head, or the last part that is trained, and `layer_decay` times that of the next part for each part
+    before it. `label_smoothing` smooths the labels; with `class_weights` "balanced", the labels of rare classes have
+    the same weight as those of common ones.
     """
 
     name: str = "adam"
@@ -245,6 +244,10 @@ class OptimSettings:
             check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
         check_numbers(self, {"optim.batch_size": 2**20, "optim.accumulate": 2**20}, 1, whole=True)
         check_numbers(self, {"optim.norm_clips": 2**20, "optim.freeze": 2**20}, whole=True)
+        check(
+            not (self.freeze_norms and self.norm_momentum),
+            "optim.norm_momentum has no effect with optim.freeze_norms. Set only one of them.",
+        )
         for name in ("freeze", "freeze_norms"):
             check(
                 not (getattr(self, name) and self.norm_clips),

@@ -49,7 +49,8 @@ def test_the_shipped_model_in_8_bits_tags_alike(tmp_path):
         )
         assert np.abs(a - b).max() < 0.02 and a.argmax() == b.argmax()
         logits = [np.log(p) - np.log1p(-p) for p in (a.astype(np.float64), b.astype(np.float64))]
-        assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) < 0.045  # 0.05 to 0.08 if the first blocks had 8 bits
+        # 0.035 to 0.054; 0.106 to 0.235 if small arrays had 8 bits as well
+        assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) < 0.08
 
 
 def test_one_precision_at_a_time(tmp_path):

@@ -42,6 +42,7 @@ def test_the_shipped_model_in_8_bits_tags_alike(tmp_path):
     rng = np.random.default_rng(0)
     t = np.arange(320_000) / 32_000
     sounds = [rng.normal(size=t.size) * 0.1, np.sin(2 * np.pi * 440 * t) * (t % 1 < 0.5), np.sin(900 * t**2) * 0.3]
+    errors = []
     for sound in sounds:
         a, b = (
             Tagger.from_pretrained(source).probabilities(sound[None].astype(np.float32))[0]
@@ -49,8 +50,9 @@ def test_the_shipped_model_in_8_bits_tags_alike(tmp_path):
         )
         assert np.abs(a - b).max() < 0.02 and a.argmax() == b.argmax()
         logits = [np.log(p) - np.log1p(-p) for p in (a.astype(np.float64), b.astype(np.float64))]
-        # 0.035 to 0.054; 0.106 to 0.235 if small arrays had 8 bits as well
-        assert np.sqrt(np.mean((logits[0] - logits[1]) ** 2)) < 0.08
+        errors.append(np.sqrt(np.mean((logits[0] - logits[1]) ** 2)))
+    # 0.035, 0.054 and 0.036; 0.235, 0.111 and 0.106 if small arrays had 8 bits as well
+    assert np.sqrt(np.mean(np.square(errors))) < 0.045 and max(errors) < 0.06
 
 
 def test_one_precision_at_a_time(tmp_path):

@@ -186,6 +186,18 @@ def test_another_speed_is_another_pitch_and_one_is_none():
     torch.testing.assert_close(played[1, 10:6000], expected[10:6000], atol=2e-3, rtol=0)
 
 
+@given(n=st.integers(1, 40), factors=st.lists(st.floats(0.05, 20), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_a_clip_at_another_speed_is_interpolated_and_repeats_beyond_its_end(n, factors, seed):
+    x = waveforms(len(factors), n, seed)
+    played = change_speed(x, np.array(factors)).numpy()
+    for clip, own, factor in zip(x.numpy().astype(np.float64), played, factors, strict=True):
+        place = np.arange(n) * factor
+        first, t = np.floor(place).astype(int), place % 1
+        a, b, c, d = (clip[(first + i) % n] for i in (-1, 0, 1, 2))
+        expected = b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
+        np.testing.assert_allclose(own, clip if factor == 1 else expected, atol=1e-4)
+
+
 def test_a_filter_changes_octaves_as_it_says():
     rate, n = 8000, 8000
     tones = torch.stack([torch.sin(2 * torch.pi * f * torch.arange(n) / rate) for f in (2000, 1000, 500)])

@@ -42,8 +42,7 @@ def draw_styles(n: int, alpha: float, probability: float, rng: np.random.Generat
 def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
     """Shift each waveform of [B, N] circularly by a number of samples."""
     n = waveform.shape[1]
-    place = torch.arange(n, device=waveform.device) - torch.from_numpy(shifts % n).to(waveform.device)[:, None]
-    return waveform.gather(1, place % n)
+    return torch.stack([torch.roll(row, int(shift)) for row, shift in zip(waveform, shifts % n, strict=True)])
 
 
 def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
@@ -63,15 +62,24 @@ def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
     if not len(rows):
         return waveform
     where = torch.from_numpy(rows).to(waveform.device)
-    chosen, n = waveform[where], waveform.shape[1]
     factor = torch.from_numpy(factors[rows]).to(waveform.device)[:, None]
+    # On a CPU one clip at a time, so that intermediate values fit into its caches.
+    group = 1 if waveform.device.type == "cpu" else len(rows)
+    parts = [slice(i, i + group) for i in range(0, len(rows), group)]
+    return waveform.index_copy(0, where, torch.cat([_played(waveform[where[part]], factor[part]) for part in parts]))
+
+
+def _played(waveform: Tensor, factor: Tensor) -> Tensor:
+    """Return waveforms [B, N], read at multiples of a factor [B, 1] in float64."""
+    n = waveform.shape[1]
     place = torch.arange(n, device=waveform.device, dtype=torch.float64) * factor
     whole = place.floor()
     t = (place - whole).float()
-    first = whole.long()
-    a, b, c, d = (chosen.gather(1, (first + i) % n) for i in (-1, 0, 1, 2))
-    played = b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
-    return waveform.index_copy(0, where, played)
+    first = whole.long()  # counted from the sample before
+    length = int(first[:, -1].max()) + 3
+    repeated = torch.cat([waveform[:, -1:], waveform.repeat(1, -(-length // n))[:, :length]], dim=1)
+    a, b, c, d = (repeated.gather(1, first + i) for i in range(4))
+    return b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
 
 
 def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:

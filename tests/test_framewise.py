@@ -29,6 +29,7 @@ from dymn.runtime.framewise import resampled as resampled_array
 from dymn.runtime.fused import fuse
 from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.runtime.torch_backend import TorchBackend
+from dymn.training.start import has_fresh_head, set_prior
 from dymn.weights import import_efficientsed, open_checkpoint
 from dymn.weights.format import readme
 from dymn.weights.labels import strong_labels
@@ -377,3 +378,14 @@ def test_nothing_is_fitted_to_a_frame_wise_network(command, tmp_path, monkeypatc
     save(small(), tmp_path / "fmn.safetensors")
     done = CliRunner().invoke(app, [command[0], "--output", "m.safetensors", *command[1:], "fmn.safetensors"])
     assert done.exit_code == 2 and "is a frame-wise network" in done.stderr and "dymn04_open" in done.stderr
+
+
+def test_a_new_network_starts_from_a_prior():
+    model = MobileNet(model_config("fmn04", width=0.1, num_classes=3, sequence="gru", sequence_size=32)).initialise()
+    assert has_fresh_head(model)
+    x = torch.randn(2, 1, 128, 200)
+    with torch.no_grad():
+        before = model.eval()(x).logits
+        set_prior(model, torch.tensor([-1.0, 0.5, 2.0]))
+        torch.testing.assert_close(model(x).logits - before, torch.tensor([-1.0, 0.5, 2.0]).expand(2, 3))
+    assert not has_fresh_head(model)

@@ -151,6 +151,11 @@ class FrameHead(Head):
         self.clip = nn.Linear(config.c_frame, config.sequence.n_clip_classes)
         self.scores_frames = config.sequence.scores == "frames"
 
+    @property
+    def last_bias(self) -> Tensor:
+        """The bias of the layer that gives clips their logits [C]."""
+        return self.clip.bias
+
     def vectors(self, features: Tensor) -> Tensor:
         """Return a sequence [B, length, D] of a map [B, C, 1, T]; a `ConfigError` if it has several bands."""
         check(

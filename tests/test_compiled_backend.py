@@ -24,6 +24,7 @@ from dymn.models.mobilenet import MobileNet
 from dymn.native import libraries
 from dymn.native.log_mel import ArrayLogMel, CompiledLogMel
 from dymn.native.network import CompiledNetwork, PackedNetwork, is_known
+from dymn.runtime.accelerate import NativeNetwork
 from dymn.runtime.compiled import pack
 from dymn.runtime.compiled_backend import CompiledBackend, moving_average
 from dymn.runtime.fold import fold
@@ -391,6 +392,22 @@ def test_frames_of_any_size(shape, threads):
     embedding, frames = network.embed_frames(log_mel.numpy(), threads)
     assert np.abs(frames - maps.mean(dim=2).numpy()).max() < 1e-5 * maps.abs().max()
     assert np.array_equal(embedding, network.embed(log_mel.numpy(), threads))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 33), (128, 101)])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["dymn04", "mn04"])
+@pytest.mark.parametrize("clips", [1, 4])  # fewer than threads, which then share a clip; and more
+def test_outputs_of_blocks_of_any_size(shape, threads, name, clips):
+    model = small(name, strides=(2, 1, 2, 2)).eval()
+    log_mel = torch.randn(clips, 1, *shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected, maps = model(log_mel), model.feature_maps(log_mel)[1:-1]
+    output, found = NativeNetwork(model).compiled.embed_blocks(log_mel.numpy(), threads)
+    assert [each.shape for each in found] == [tuple(each.shape) for each in maps]
+    for own, each in zip(found, maps, strict=True):
+        assert np.abs(own - each.numpy()).max() <= 2e-5 * max(1.0, float(each.abs().max()))
+    np.testing.assert_allclose(output, expected.embedding.numpy(), atol=2e-5 * float(expected.embedding.abs().max()))
 
 
 def test_folding_divides_the_temperature_in_and_drops_single_kernels():

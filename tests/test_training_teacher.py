@@ -14,6 +14,7 @@ from dymn import create_model, load_model
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.data import WeightedSampler, heard_weights
 from dymn.errors import ConfigError, DataError
+from dymn.evaluation.teachers import OnlineTeachers
 from dymn.training import loop, train
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
@@ -119,6 +120,24 @@ def test_blocks_are_compared(clips, tmp_path, teacher):
         torch.manual_seed(0)
         losses.append(float(made.step(made.model.train(), batch, chance).detach()))
     assert losses[1] > losses[0] + 0.01
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_online_teacher_shows_its_blocks(teacher, monkeypatch, compiled):
+    if not compiled:
+        monkeypatch.setattr("dymn.runtime.accelerate.libraries", dict)
+    network, student = load_model(teacher).eval(), load_model(teacher)
+    log_mel = torch.randn(3, 1, 128, 60, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output, maps = network(log_mel), network.feature_maps(log_mel)[1:-1]
+    teachers = OnlineTeachers([teacher, network], student, torch.device("cpu"), blocks=True)
+    for _ in range(2):
+        taught = teachers.teach(log_mel)
+        torch.testing.assert_close(taught.logits, output.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(taught.embedding, output.embedding, atol=1e-4, rtol=1e-4)
+        assert len(taught.maps) == len(maps)
+        for own, each in zip(taught.maps, maps, strict=True):
+            torch.testing.assert_close(own, each, atol=1e-4 * float(each.abs().max()), rtol=1e-4)
 
 
 def test_the_head_of_a_teacher_is_taken_over_and_kept(clips, tmp_path, teacher):

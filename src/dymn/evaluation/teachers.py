@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dymn.errors import ConfigError
-from dymn.models.mobilenet import MobileNet
-from dymn.runtime.accelerate import accelerate
+from dymn.models.mobilenet import MobileNet, Output
+from dymn.runtime.accelerate import NativeNetwork, accelerate
 from dymn.weights import load_model
 
 
@@ -47,22 +47,29 @@ class OnlineTeachers:
                 raise ConfigError(
                     f"The classes of the teacher {name} differ from the dataset's. Use a teacher with the same classes."
                 )
-        self.blocks = BlockOutputs(networks[0], training=False) if blocks else None
-        # Faster forms of a network on a CPU have no blocks, which the first teacher is to show.
         shown = 1 if blocks else 0
-        self.networks = [
-            *networks[:shown],
-            *(accelerate(model) if device.type == "cpu" else model for model in networks[shown:]),
-        ]
+        self._shown = [_with_blocks(model, device) for model in networks[:shown]]
+        self._others = [accelerate(model) if device.type == "cpu" else model for model in networks[shown:]]
         self.embedding_size = networks[0].config.c_last  # D of the first teacher
 
     @torch.no_grad()
     def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> TeacherOutput:
         """Return the outputs for [B, 1, F, T], with autocast to `dtype`; None is float32."""
         with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
-            outputs = [network(log_mel) for network in self.networks]
+            shown = [network(log_mel) for network in self._shown]
+            outputs = [*(output for output, _ in shown), *(network(log_mel) for network in self._others)]
         logits = torch.stack([output.logits.float() for output in outputs]).mean(dim=0)
-        return TeacherOutput(logits, outputs[0].embedding, [] if self.blocks is None else self.blocks.taken())
+        return TeacherOutput(logits, outputs[0].embedding, shown[0][1] if shown else [])
+
+
+def _with_blocks(model: MobileNet, device: torch.device) -> Callable[[Tensor], tuple[Output, list[Tensor]]]:
+    """Return a function from log-mel spectrograms to the output of a network and those of its blocks."""
+    if device.type == "cpu" and model.config.sequence is None:
+        network = accelerate(model)
+        if isinstance(network, NativeNetwork):
+            return network.with_blocks
+    blocks = BlockOutputs(model, training=False)
+    return lambda log_mel: (model(log_mel), blocks.taken())
 
 
 def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 BUILDS = ("_native_v4", "_native_v3", "_native")  # the fastest first
 SWITCH = "DYMN_NATIVE"  # environment variable; "0" switches compiled code off
 MOST_THREADS = 256
-LAYOUT = 6  # raised with every change of the structures that C and Python share
+LAYOUT = 7  # raised with every change of the structures that C and Python share
 
 
 def within_bounds(n_threads: int) -> int:

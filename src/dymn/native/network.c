@@ -608,8 +608,16 @@ static void embed(const Network *net, int c_in, Shape in, Workspace *w, Team *te
     meet(team);
 }
 
+/* This thread's share of the channels of a map, without the room behind them, to `to`. */
+static void copy_map(const float *x, int n_channels, Shape shape, Team *team, int rank, float *to) {
+    int n = shape.n_bands * shape.n_frames;
+    for (int c = first_of(n_channels, rank, team->size); c < first_of(n_channels, rank + 1, team->size); c++)
+        memcpy(to + (int64_t)c * n, x + (int64_t)c * shape.stride, sizeof(float) * (size_t)n);
+}
+
+/* `maps` are where the output of each block goes for the first of all clips, [c_out][F'][T'] (0: nowhere); `clip` counts clips. */
 static void run_clip(const Network *net, const float *log_mel, int n_bands, int n_frames, Workspace *w, Team *team, int rank,
-                     float *embedding, float *frames) {
+                     float *embedding, float *frames, float *const *maps, int64_t clip) {
     Shape shape = strided(shape_of(n_bands, n_frames), 2, 2);
     Workspace mine = *w; /* so that each thread swaps the maps for itself */
     BEGIN(IN_STEM);
@@ -620,6 +628,10 @@ static void run_clip(const Network *net, const float *log_mel, int n_bands, int 
         float *x = mine.x;
         mine.x = mine.y;
         mine.y = x;
+        if (maps && maps[i]) {
+            int c_out = net->blocks[i].c_out;
+            copy_map(mine.x, c_out, shape, team, rank, maps[i] + clip * c_out * shape.n_bands * shape.n_frames);
+        }
     }
     BEGIN(IN_LAST);
     embed(net, net->blocks[net->n_blocks - 1].c_out, shape, &mine, team, rank, embedding, frames);
@@ -681,7 +693,7 @@ static Workspace lay_out(const Network *net, int n_bands, int n_frames, int size
 typedef struct {
     const Network *net;
     const float *log_mel;
-    float *embedding, *frames;
+    float *embedding, *frames, *const *maps;
     int64_t frames_size; /* of a clip */
     int n_clips, n_bands, n_frames, rank;
     Workspace workspace;
@@ -697,7 +709,7 @@ static void work(Job *job) {
         if (job->next_clip) i = __atomic_fetch_add(job->next_clip, 1, __ATOMIC_RELAXED);
         if (i >= job->n_clips) return;
         run_clip(job->net, job->log_mel + i * clip, job->n_bands, job->n_frames, &job->workspace, team, job->rank,
-                 job->embedding + (int64_t)i * job->net->c_last, job->frames ? job->frames + i * job->frames_size : 0);
+                 job->embedding + (int64_t)i * job->net->c_last, job->frames ? job->frames + i * job->frames_size : 0, job->maps, i);
     }
 }
 
@@ -730,7 +742,7 @@ EXPORT int32_t dymn_supported(void) {
 }
 
 /* The version of the structures that are shared with Python. */
-EXPORT int32_t dymn_layout(void) { return 6; }
+EXPORT int32_t dymn_layout(void) { return 7; }
 
 /* How many floats of memory a call needs. */
 EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads) {
@@ -740,10 +752,11 @@ EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_ban
 }
 
 /* Embeddings [n_clips][c_last] of log-mel spectrograms [n_clips][n_bands][n_frames]; unless `frames` is 0, also the last feature map
- * averaged over its bands, [n_clips][c_last][T'] with T' as many frames as the strides leave.
+ * averaged over its bands, [n_clips][c_last][T'] with T' as many frames as the strides leave. Unless `maps` is 0, it has a pointer
+ * for each block, to where its output [n_clips][c_out][F'][T'] goes, or 0.
  */
 EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads,
-                     float *workspace, float *embedding, float *frames) {
+                     float *workspace, float *embedding, float *frames, float *const *maps) {
     n_threads = smaller(n_threads, MOST_THREADS);
     int together = n_clips < n_threads, next_clip = 0, started = 1;
     Team team = {0}, alone = {.size = 1};
@@ -756,7 +769,7 @@ EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, 
     Workspace shared = lay_out(net, n_bands, n_frames, together ? n_threads : 1, workspace, scratch);
     for (int i = 0; i < n_threads; i++) {
         Workspace w = together ? shared : lay_out(net, n_bands, n_frames, 1, workspace + i * shared.size, &scratch[i]);
-        Job job = {net, log_mel, embedding, frames, frames_size, n_clips, n_bands, n_frames, together ? i : 0, w, together ? &team : &alone, together ? 0 : &next_clip};
+        Job job = {net, log_mel, embedding, frames, maps, frames_size, n_clips, n_bands, n_frames, together ? i : 0, w, together ? &team : &alone, together ? 0 : &next_clip};
         jobs[i] = job;
     }
     while (started < n_threads && start_thread(&threads[started], enter, &jobs[started])) started++; /* fewer threads do the same work */

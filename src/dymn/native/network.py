@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -235,7 +235,24 @@ class CompiledNetwork:
         frames = np.empty((len(log_mel), self.config.c_last, n_frames), np.float32)
         return self._run(log_mel, n_threads, frames), frames
 
-    def _run(self, log_mel: Floats, n_threads: int, frames: Floats | None) -> Floats:
+    def embed_blocks(self, log_mel: Floats, n_threads: int) -> tuple[Floats, list[Floats]]:
+        """Return the embedding [B, D] and the output [B, C, F', T'] of each block.
+
+        Raises:
+            ConfigError: if the input has another shape, or is too long for one pass.
+        """
+        n_bands, n_frames = (-(-size // 2) for size in log_mel.shape[-2:])  # behind the stem
+        maps = []
+        for block in self.config.blocks:
+            n_bands, n_frames = (
+                -(-size // stride) for size, stride in zip((n_bands, n_frames), block.strides, strict=True)
+            )
+            maps.append(np.empty((len(log_mel), block.c_out, n_bands, n_frames), np.float32))
+        return self._run(log_mel, n_threads, None, maps), maps
+
+    def _run(
+        self, log_mel: Floats, n_threads: int, frames: Floats | None, maps: Sequence[Floats] | None = None
+    ) -> Floats:
         if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
             check(
                 False,
@@ -263,7 +280,8 @@ class CompiledNetwork:
             memory = np.zeros(needed, np.float32)
         given, room, found = (ctypes.c_void_p(array.ctypes.data) for array in (x, memory, out))
         by_frame = ctypes.c_void_p(None if frames is None else frames.ctypes.data)
-        self.library.dymn_run(ctypes.byref(self._network), given, *counts, room, found, by_frame)
+        by_block = None if maps is None else (ctypes.c_void_p * len(maps))(*(each.ctypes.data for each in maps))
+        self.library.dymn_run(ctypes.byref(self._network), given, *counts, room, found, by_frame, by_block)
         self._memory.append(memory)
         return out
 

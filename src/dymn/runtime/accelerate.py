@@ -56,6 +56,12 @@ class NativeNetwork:
         embedding = self.embed(log_mel)
         return Output(torch.from_numpy(self.compiled.logits(embedding.numpy())), embedding)
 
+    def with_blocks(self, log_mel: Tensor) -> tuple[Output, list[Tensor]]:
+        """Return logits and embedding, and the output [B, C, F', T'] of each block; not of a frame-wise network."""
+        embedding, maps = self.compiled.embed_blocks(_array(log_mel), torch.get_num_threads())
+        output = Output(torch.from_numpy(self.compiled.logits(embedding)), torch.from_numpy(embedding))
+        return output, [torch.from_numpy(each) for each in maps]
+
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""
         return torch.from_numpy(self.compiled.embed(_array(log_mel), torch.get_num_threads()))

@@ -396,18 +396,31 @@ def test_frames_of_any_size(shape, threads):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 33), (128, 101)])
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("name", ["dymn04", "mn04"])
-@pytest.mark.parametrize("clips", [1, 4])  # fewer than threads, which then share a clip; and more
+@pytest.mark.parametrize("name", ["dymn04", "mn04", "fmn04"])  # fmn04 has other strides in time
+@pytest.mark.parametrize("clips", [1, 2, 4])  # if there are fewer than threads, these share each clip
 def test_outputs_of_blocks_of_any_size(shape, threads, name, clips):
-    model = small(name, strides=(2, 1, 2, 2)).eval()
+    model = small(name).eval() if name == "fmn04" else small(name, strides=(2, 1, 2, 2)).eval()
     log_mel = torch.randn(clips, 1, *shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        expected, maps = model(log_mel), model.feature_maps(log_mel)[1:-1]
-    output, found = NativeNetwork(model).compiled.embed_blocks(log_mel.numpy(), threads)
-    assert [each.shape for each in found] == [tuple(each.shape) for each in maps]
-    for own, each in zip(found, maps, strict=True):
+        *maps, features = model.feature_maps(log_mel)[1:]
+    network = NativeNetwork(model).compiled
+    output, found = network.embed_blocks(log_mel.numpy(), threads)
+    assert {i: own.shape for i, own in found.items()} == {i: tuple(each.shape) for i, each in enumerate(maps, 1)}
+    for own, each in zip(found.values(), maps, strict=True):
         assert np.abs(own - each.numpy()).max() <= 2e-5 * max(1.0, float(each.abs().max()))
-    np.testing.assert_allclose(output, expected.embedding.numpy(), atol=2e-5 * float(expected.embedding.abs().max()))
+    expected = features.mean(dim=(2, 3)).numpy()
+    np.testing.assert_allclose(output, expected, atol=2e-5 * float(np.abs(expected).max()))
+    again, some = network.embed_blocks(log_mel.numpy(), threads, (6, 15))
+    assert np.array_equal(again, output) and list(some) == [6, 15]
+    assert all(np.array_equal(some[i], found[i]) for i in some)
+
+
+def test_outputs_of_blocks_of_what_is_no_spectrogram():
+    network = NativeNetwork(small("dymn04").eval()).compiled
+    with pytest.raises(ConfigError, match=r"must be \[B, 1, n_mels, frames\]"):
+        network.embed_blocks(np.zeros(5, np.float32), 1)
+    with pytest.raises(ConfigError, match="too long for one pass"):
+        network.embed_blocks(np.broadcast_to(np.float32(0), (1, 1, 128, 2**22)), 1)
 
 
 def test_folding_divides_the_temperature_in_and_drops_single_kernels():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dymn.errors import ConfigError
 from dymn.models.mobilenet import MobileNet, Output
-from dymn.runtime.accelerate import NativeNetwork, accelerate
+from dymn.runtime.accelerate import NativeNetwork, accelerate, can_compile
 from dymn.weights import load_model
 
 
@@ -25,7 +25,8 @@ class TeacherOutput(NamedTuple):
 class OnlineTeachers:
     """An ensemble of models with the student's front end and classes.
 
-    `models` are networks, which are set to evaluation mode, or arguments of `load_model`; `student` is trained.
+    `models` are networks, which are set to evaluation mode, or arguments of `load_model`; `student` is trained. On a
+    CPU, the ensemble contains copies of the current weights.
 
     Raises:
         ConfigError: if a model has another front end or other classes.
@@ -64,10 +65,8 @@ class OnlineTeachers:
 
 def _with_blocks(model: MobileNet, device: torch.device) -> Callable[[Tensor], tuple[Output, list[Tensor]]]:
     """Return a function from log-mel spectrograms to the output of a network and those of its blocks."""
-    if device.type == "cpu" and model.config.sequence is None:
-        network = accelerate(model)
-        if isinstance(network, NativeNetwork):
-            return network.with_blocks
+    if device.type == "cpu" and model.config.sequence is None and can_compile(model):
+        return NativeNetwork(model).with_blocks
     blocks = BlockOutputs(model, training=False)
     return lambda log_mel: (model(log_mel), blocks.taken())
 

@@ -138,8 +138,9 @@ class AttentionPoolingHead(Head):
 class FrameHead(Head):
     """Of frame-wise networks: a model of the sequence of frames, a linear layer on each, and one on their mean.
 
-    `output` has the logits of both layers. All other methods use the trained one: of a network whose frames are,
-    a clip has the highest logits of its frames; one whose clips are scores each frame as if it were the mean.
+    `output` has the logits of both layers, and `last_bias` is that of the layer for clips. All other methods use the
+    trained layer: of a network whose frames are, a clip has the highest logits of its frames; one whose clips are
+    scores each frame as if it were the mean.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -608,14 +608,14 @@ static void embed(const Network *net, int c_in, Shape in, Workspace *w, Team *te
     meet(team);
 }
 
-/* This thread's share of the channels of a map, without the room behind them, to `to`. */
+/* Copy this thread's share of the channels of a map, without the room behind them, to `to`. */
 static void copy_map(const float *x, int n_channels, Shape shape, Team *team, int rank, float *to) {
     int n = shape.n_bands * shape.n_frames;
     for (int c = first_of(n_channels, rank, team->size); c < first_of(n_channels, rank + 1, team->size); c++)
         memcpy(to + (int64_t)c * n, x + (int64_t)c * shape.stride, sizeof(float) * (size_t)n);
 }
 
-/* `maps` are where the output of each block goes for the first of all clips, [c_out][F'][T'] (0: nowhere); `clip` counts clips. */
+/* maps[i] is where the outputs of block i go, [n_clips][c_out][F'][T'], or 0; `clip` is the index of this clip. */
 static void run_clip(const Network *net, const float *log_mel, int n_bands, int n_frames, Workspace *w, Team *team, int rank,
                      float *embedding, float *frames, float *const *maps, int64_t clip) {
     Shape shape = strided(shape_of(n_bands, n_frames), 2, 2);

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -235,31 +235,36 @@ class CompiledNetwork:
         frames = np.empty((len(log_mel), self.config.c_last, n_frames), np.float32)
         return self._run(log_mel, n_threads, frames), frames
 
-    def embed_blocks(self, log_mel: Floats, n_threads: int) -> tuple[Floats, list[Floats]]:
-        """Return the embedding [B, D] and the output [B, C, F', T'] of each block.
+    def embed_blocks(
+        self, log_mel: Floats, n_threads: int, wanted: Collection[int] | None = None
+    ) -> tuple[Floats, dict[int, Floats]]:
+        """Return the embedding [B, D], and outputs of blocks [B, C, F', T'] by their numbers.
+
+        Args:
+            log_mel: spectrograms [B, 1, n_mels, frames].
+            n_threads: number of threads.
+            wanted: numbers of blocks, counted from 1; None means all.
 
         Raises:
             ConfigError: if the input has another shape, or is too long for one pass.
         """
-        n_bands, n_frames = (-(-size // 2) for size in log_mel.shape[-2:])  # behind the stem
-        maps = []
-        for block in self.config.blocks:
-            n_bands, n_frames = (
-                -(-size // stride) for size, stride in zip((n_bands, n_frames), block.strides, strict=True)
-            )
-            maps.append(np.empty((len(log_mel), block.c_out, n_bands, n_frames), np.float32))
+        self._check(log_mel)
+        maps = {}
+        n_bands, n_frames = (-(-size // 2) for size in log_mel.shape[2:])  # behind the stem
+        for number, block in enumerate(self.config.blocks, 1):
+            n_bands, n_frames = -(-n_bands // block.strides[0]), -(-n_frames // block.strides[1])
+            if wanted is None or number in wanted:
+                maps[number] = np.empty((len(log_mel), block.c_out, n_bands, n_frames), np.float32)
         return self._run(log_mel, n_threads, None, maps), maps
 
-    def _run(
-        self, log_mel: Floats, n_threads: int, frames: Floats | None, maps: Sequence[Floats] | None = None
-    ) -> Floats:
+    def _check(self, log_mel: Floats) -> None:
         if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
             check(
                 False,
                 f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames] with at least one mel "
                 "band and one frame.",
             )
-        n_clips, _, n_bands, n_frames = log_mel.shape
+        n_bands, n_frames = log_mel.shape[2:]
         check(
             self.config.head != "frames" or n_bands <= self._band_stride,
             f"log_mel has {n_bands} bands; a frame-wise network takes at most {self._band_stride}.",
@@ -268,6 +273,12 @@ class CompiledNetwork:
             n_bands * n_frames < MOST_PLACES,
             f"A spectrogram of {n_frames} frames is too long for one pass. Split it into windows.",
         )
+
+    def _run(
+        self, log_mel: Floats, n_threads: int, frames: Floats | None, maps: Mapping[int, Floats] | None = None
+    ) -> Floats:
+        self._check(log_mel)
+        n_clips, _, n_bands, n_frames = log_mel.shape
         x = np.ascontiguousarray(log_mel, np.float32)
         out = np.empty((n_clips, self.config.c_last), np.float32)
         counts = (n_clips, n_bands, n_frames, within_bounds(n_threads))
@@ -280,7 +291,9 @@ class CompiledNetwork:
             memory = np.zeros(needed, np.float32)
         given, room, found = (ctypes.c_void_p(array.ctypes.data) for array in (x, memory, out))
         by_frame = ctypes.c_void_p(None if frames is None else frames.ctypes.data)
-        by_block = None if maps is None else (ctypes.c_void_p * len(maps))(*(each.ctypes.data for each in maps))
+        by_block = (ctypes.c_void_p * len(self._blocks))()
+        for number, values in (maps or {}).items():
+            by_block[number - 1] = values.ctypes.data
         self.library.dymn_run(ctypes.byref(self._network), given, *counts, room, found, by_frame, by_block)
         self._memory.append(memory)
         return out

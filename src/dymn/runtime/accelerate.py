@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dymn.config import check
 from dymn.models.heads import FramewiseOutput
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.native import libraries
@@ -24,10 +25,16 @@ def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
     Its input are log-mel spectrograms [B, 1, n_mels, frames]. It contains copies of the current weights. For weights in
     half precision, there is no faster form, and the model itself is returned.
     """
-    kinds = {tensor.dtype for tensor in model.parameters()}
-    if kinds == {torch.float32} and libraries() and is_known(model.config):
+    if can_compile(model):
         return NativeNetwork(model)
+    kinds = {tensor.dtype for tensor in model.parameters()}
     return fuse(model) if kinds in ({torch.float32}, {torch.float64}) else model
+
+
+def can_compile(model: MobileNet) -> bool:
+    """Return whether this machine has compiled code that supports the network and the type of its weights."""
+    is_single = {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    return is_single and bool(libraries()) and is_known(model.config)
 
 
 class NativeNetwork:
@@ -57,10 +64,15 @@ class NativeNetwork:
         return Output(torch.from_numpy(self.compiled.logits(embedding.numpy())), embedding)
 
     def with_blocks(self, log_mel: Tensor) -> tuple[Output, list[Tensor]]:
-        """Return logits and embedding, and the output [B, C, F', T'] of each block; not of a frame-wise network."""
+        """Return logits and embedding, and the output [B, C, F', T'] of each block.
+
+        Raises:
+            ConfigError: if the network is frame-wise.
+        """
+        check(self._head is None, "The outputs of blocks are not available for a frame-wise network.")
         embedding, maps = self.compiled.embed_blocks(_array(log_mel), torch.get_num_threads())
         output = Output(torch.from_numpy(self.compiled.logits(embedding)), torch.from_numpy(embedding))
-        return output, [torch.from_numpy(each) for each in maps]
+        return output, [torch.from_numpy(each) for each in maps.values()]
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""

@@ -42,7 +42,10 @@ def draw_styles(n: int, alpha: float, probability: float, rng: np.random.Generat
 def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
     """Shift each waveform of [B, N] circularly by a number of samples."""
     n = waveform.shape[1]
-    return torch.stack([torch.roll(row, int(shift)) for row, shift in zip(waveform, shifts % n, strict=True)])
+    rolled = torch.empty_like(waveform)
+    for row, shift in enumerate(shifts % n):
+        rolled[row] = torch.roll(waveform[row], int(shift))
+    return rolled
 
 
 def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
@@ -61,22 +64,23 @@ def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
     rows = np.flatnonzero(factors != 1.0)
     if not len(rows):
         return waveform
-    where = torch.from_numpy(rows).to(waveform.device)
-    factor = torch.from_numpy(factors[rows]).to(waveform.device)[:, None]
     # On a CPU one clip at a time, so that intermediate values fit into its caches.
     group = 1 if waveform.device.type == "cpu" else len(rows)
-    parts = [slice(i, i + group) for i in range(0, len(rows), group)]
-    return waveform.index_copy(0, where, torch.cat([_played(waveform[where[part]], factor[part]) for part in parts]))
+    parts = [rows[i : i + group] for i in range(0, len(rows), group)]
+    played = [_played(waveform[torch.from_numpy(part).to(waveform.device)], factors[part]) for part in parts]
+    return waveform.index_copy(0, torch.from_numpy(rows).to(waveform.device), torch.cat(played))
 
 
-def _played(waveform: Tensor, factor: Tensor) -> Tensor:
-    """Return waveforms [B, N], read at multiples of a factor [B, 1] in float64."""
+def _played(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
+    """Return waveforms [B, N] at other speeds [B]; positions between samples are float64."""
     n = waveform.shape[1]
+    factor = torch.from_numpy(factors).to(waveform.device)[:, None]
     place = torch.arange(n, device=waveform.device, dtype=torch.float64) * factor
     whole = place.floor()
     t = (place - whole).float()
-    first = whole.long()  # counted from the sample before
-    length = int(first[:, -1].max()) + 3
+    first = whole.long()
+    length = int((n - 1) * factors.max()) + 3
+    # What `first` counts in: the last sample, then the clip, repeated as often as needed.
     repeated = torch.cat([waveform[:, -1:], waveform.repeat(1, -(-length // n))[:, :length]], dim=1)
     a, b, c, d = (repeated.gather(1, first + i) for i in range(4))
     return b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))

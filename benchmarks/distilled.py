@@ -43,6 +43,7 @@ from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.plots.reliability import plot_reliability
+from dymn.runtime.accelerate import accelerate
 from dymn.system.devices import resolve_device
 from dymn.training.calibration import Affine, fit_affine, fold_affine
 
@@ -60,11 +61,12 @@ def listen(models: list[MobileNet], source: Source, fill: str, seconds: float, d
     """Return the probabilities [N, C] of all clips, for each model."""
     loader = Loader(source, PlainSampler(len(source), shuffle=False), 16, seconds=seconds, crop="start", fill=fill)
     front_end = LogMel(models[0].card.front_end).to(device)
+    networks = [accelerate(model) if device.type == "cpu" else model for model in models]
     said: list[list[Array]] = [[] for _ in models]
     for batch in loader.epoch(0):
         log_mel = front_end(batch.waveform.to(device))
-        for rows, model in zip(said, models, strict=True):
-            rows.append(model(log_mel).logits.float().sigmoid().cpu().numpy())
+        for rows, network in zip(said, networks, strict=True):
+            rows.append(network(log_mel).logits.float().sigmoid().cpu().numpy())
     return [np.concatenate(rows) for rows in said]
 
 

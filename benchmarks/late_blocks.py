@@ -10,8 +10,8 @@ computed once, in compiled code, and can be used several times. Both commands ca
 
 `store` draws and augments clips as the recipe `dymn04_open` does, but in batches of 32, and 35 % of the crops end
 early. `--draws` is a file that a run with `data.sampling=teacher` and the same corpora has written. For each batch, the
-student's map after block `--freeze` is stored, and the teacher's maps after blocks 12 and 15, embedding and logits, in
-half precision: 90 kB for a crop of seven seconds, 12 GB for 4,000 batches.
+student's map after block `--freeze` and the teacher's maps after blocks 12 and 15, its embedding and its logits are
+stored in half precision: 90 kB for a crop of seven seconds, 12 GB for 4,000 batches.
 
 `train` minimises the binary cross-entropy plus `--weight` times the distances of the embeddings and of both maps, each
 relative to the teacher's variance. The head is a copy of the teacher's and, like the statistics of batch norm, not

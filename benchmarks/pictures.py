@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 MODEL = "dymn04_open"
 OTHERS = {
     "curves": "dymn train esc10 --data ESC10 --model dymn04_open --fold 1",
-    "dymn04_open_reliability": "python benchmarks/distilled.py CORPORA --model FILE --offset 0.1 --calibrate FILE "
+    "dymn04_open_reliability": "python benchmarks/distilled.py CORPORA --model FILE --offset 0.2 --calibrate FILE "
     "--plot FILE",
     "probe_esc10": "dymn probe ESC10 --model mn04_as --plot FILE, which does not depend on these weights",
     "replication-curves": "python benchmarks/replicate.py report RESULTS, which trains networks of its own",

@@ -145,8 +145,9 @@ def check(tagger, data: bytes, expected, seconds: float, tolerance: float) -> No
         assert info.frames / info.sample_rate == pytest.approx(len(samples) / RATE, abs=2e-3)
     found = tagger.tag(io.BytesIO(data), top_k=3)
     assert found[0].end == pytest.approx(len(samples) / RATE, abs=1e-4)
-    if tolerance < TELEPHONE:
-        assert found[0].label == expected[0].label
+    if tolerance < TELEPHONE:  # the same best label, or one that scores as high but for what the encoding changes
+        best = {tag.label: tag.score for tag in expected}
+        assert best[found[0].label] == pytest.approx(expected[0].score, abs=tolerance)
     scores = {tag.label: tag.score for tag in tagger.tag(io.BytesIO(data), top_k=0)}
     assert scores[expected[0].label] == pytest.approx(expected[0].score, abs=tolerance)
 

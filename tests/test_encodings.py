@@ -148,6 +148,7 @@ def check(tagger, data: bytes, expected, seconds: float, tolerance: float) -> No
     if tolerance < TELEPHONE:  # the same best label, or one that scores as high but for what the encoding changes
         best = {tag.label: tag.score for tag in expected}
         assert best[found[0].label] == pytest.approx(expected[0].score, abs=tolerance)
+        assert {tag.label: tag.score for tag in found} == pytest.approx(best, abs=tolerance)
     scores = {tag.label: tag.score for tag in tagger.tag(io.BytesIO(data), top_k=0)}
     assert scores[expected[0].label] == pytest.approx(expected[0].score, abs=tolerance)
 

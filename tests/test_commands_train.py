@@ -87,6 +87,24 @@ def test_train_then_tag_then_evaluate_then_train_again(desk):
     assert changed.exit_code == 2 and "another" in changed.stderr.lower()
 
 
+def test_a_framewise_network_is_trained_on_clips_and_then_finds_events(desk):
+    first = run("train", "--data", "clips", "--model", "fmn04", *QUICK)
+    assert first.exit_code == 0, first.output
+    checkpoint = desk / "runs" / "fmn04" / "best.safetensors"
+    start = create_model("fmn04", 2, generator=torch.Generator().manual_seed(0))
+    trained = load_model(checkpoint)
+    assert trained.config.sequence.scores == "clip" and trained.config.sequence.kind == start.config.sequence.kind
+    assert not torch.equal(trained.head.clip.weight, start.head.clip.weight)
+    assert not torch.equal(trained.last.conv.weight, start.last.conv.weight)
+
+    taught = ("--set", 'teacher.models=["runs/fmn04/best.safetensors"]', "--set", "teacher.feature_weight=0.1")
+    again = run("train", "--data", "clips", "--model", checkpoint, *QUICK, *taught, "--output", "taught")
+    assert again.exit_code == 0, again.output
+    assert losses(desk / "taught")[-1] > 0
+    found = run("events", "clips/knock/0.wav", "--model", "taught/best.safetensors", "--threshold", "0.01")
+    assert found.exit_code == 0 and any(name in found.stdout for name in CLASSES), found.output
+
+
 def test_interrupted_run_continues(desk, monkeypatch):
     command = ("train", "--data", "clips", "--model", "other.safetensors", *QUICK, "--quiet", "--out")
     assert run(*command, "whole").exit_code == 0

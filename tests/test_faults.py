@@ -35,7 +35,7 @@ from dymn.errors import DataError, ResourceError, WeightsError, resource_error
 from dymn.inference.discovery import Discovery
 from dymn.inference.journal import Journal, journal_path
 from dymn.models import pretrained
-from dymn.system.files import atomic_write
+from dymn.system.files import atomic_write, remove_folder
 from dymn.system.memory import release_memory
 from dymn.weights import download, transfer
 from dymn.weights.registry import PublishedModel
@@ -236,6 +236,20 @@ def test_an_interruption_within_an_archive_stays_one(tmp_path, monkeypatch):
         np.savez(file, x=np.zeros(3))
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_while_a_folder_is_deleted_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    close = os.close
+
+    def interrupted(descriptor):
+        close(descriptor)
+        monkeypatch.setattr("os.close", close)
+        raise KeyboardInterrupt  # `shutil.rmtree` then closes the descriptor again, which is an error
+
+    monkeypatch.setattr("os.close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remove_folder(tmp_path / "work")
 
 
 def test_a_failed_write_after_an_interruption_is_not_taken_for_one(tmp_path):

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from dymn.data.batch import BadClip
 from dymn.data.source import Cut, Source
 from dymn.errors import DataError
 from dymn.system.arrays import Floats
-from dymn.system.files import atomic_write, locked
+from dymn.system.files import atomic_write, locked, remove_folder
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +139,12 @@ class Quantised(Dataset["tuple[PCM, float, int] | str"]):
 
 def _build(source: Source, folder: Path, workers: int, progress: Progress | None) -> None:
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    remove_folder(part)
     part.mkdir()
     try:
         _fill(source, part, workers, progress)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        remove_folder(part)
         raise
     os.replace(part, folder)
 

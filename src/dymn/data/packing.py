@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_i
 from dymn.data.source import Source, fingerprint_of
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
 from dymn.system.arrays import Floats
-from dymn.system.files import atomic_write, digest_of, locked
+from dymn.system.files import atomic_write, digest_of, locked, remove_folder
 
 BAD_FILE = "bad_clips.csv"
 PLAN_FILE = "plan.json"
@@ -124,7 +123,7 @@ def pack(
             _same(out, index.values.get("made"), made)
         else:
             index = _make(source, out, settings, made, task or {}, workers, progress)
-    shutil.rmtree(work, ignore_errors=True)  # another process that waited for the same shards does so, too
+    remove_folder(work)  # another process that waited for the same shards does so, too
     return Packed(index, read_bad(out / BAD_FILE))
 
 

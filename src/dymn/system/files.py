@@ -8,6 +8,7 @@ import hashlib
 import io
 import math
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -55,6 +56,21 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
                 error.filename = str(path)
             elif error.errno is None:  # numpy's, for an incomplete write
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def remove_folder(path: str | Path) -> None:
+    """Delete a folder with all its content. What cannot be deleted remains; a missing folder is no error.
+
+    Raises:
+        KeyboardInterrupt: if one arrives. `shutil.rmtree` may close a descriptor twice then, and raise an `OSError`.
+    """
+    outside = sys.exc_info()[1]
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        if (interruption := _interruption_behind(error, outside)) is not None:
+            raise interruption from None
         raise
 
 

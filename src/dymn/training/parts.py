@@ -1,12 +1,25 @@
-"""Freezing of parts of a network, and layer-wise learning rates."""
+"""Freezing of parts of a network, layer-wise learning rates, and what a frame-wise network returns in training."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from dymn.models.heads import FrameHead, Output
 from dymn.models.mobilenet import MobileNet
+
+
+class ClipOutput(nn.Module):
+    """A frame-wise network without the logits of frames. Lightning drops them, as it copies only items of tuples."""
+
+    def __init__(self, network: MobileNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, log_mel: Tensor) -> Output:
+        """Return logits and embedding of log-mel spectrograms [B, 1, F, T]."""
+        return Output(*self.network(log_mel))
 
 
 def parts(model: MobileNet) -> list[nn.Module]:
@@ -24,6 +37,8 @@ def frozen(model: MobileNet, blocks: int) -> list[nn.Module]:
 def freeze(model: MobileNet, blocks: int = 0, *, head: bool = False, norms: bool = False) -> None:
     """Freeze parts of a network. Call it after each `model.train()`.
 
+    The layer of a frame-wise network for frames is always frozen, because losses compare the logits of clips.
+
     Args:
         model: the network.
         blocks: number of blocks, counted from the input, that are frozen together with the stem; with all blocks, the
@@ -33,6 +48,8 @@ def freeze(model: MobileNet, blocks: int = 0, *, head: bool = False, norms: bool
     """
     for part in (*frozen(model, blocks), *([model.head] if head else [])):
         part.requires_grad_(False).eval()
+    if isinstance(model.head, FrameHead):
+        model.head.frame.requires_grad_(False)
     if norms:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

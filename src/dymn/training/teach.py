@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +24,7 @@ from dymn.data.teacher import TeacherTable, write_table
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.assess import Learned, agreed, learned_from
 from dymn.models.frontend import LogMel
-from dymn.system.files import atomic_write
+from dymn.system.files import atomic_write, remove_folder
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -207,7 +206,7 @@ class _Part:
         self.done, self.keys, self.bad, self.longer = 0, list[str](), dict[str, str](), 0
         state = self._state()
         if state is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             folder.mkdir()
             for name in ("logits", "fingerprints", "keys"):
                 (folder / name).touch()
@@ -281,7 +280,7 @@ class _Part:
 
     def remove(self) -> None:
         """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
 
 def _load(model: str | Path | MobileNet, device: torch.device) -> Teacher:

@@ -9,9 +9,10 @@ computed once, in compiled code, and can be used several times. Both commands ca
 `train` waits for the first batches, and prefers those that it has used least. Each prints its crops per second.
 
 `store` draws and augments clips as the recipe `dymn04_open` does, but in batches of 32, and 35 % of the crops end
-early. `--draws` is a file that a run with `data.sampling=teacher` and the same corpora has written. For each batch, the
-student's map after block `--freeze` and the teacher's maps after blocks 12 and 15, its embedding and its logits are
-stored in half precision: 90 kB for a crop of seven seconds, 12 GB for 4,000 batches.
+early; `--set augment.cross=0.5` and the like change this. `--draws` is a file that a run with `data.sampling=teacher`
+and the same corpora has written. For each batch, the student's map after block `--freeze` and the teacher's maps after
+blocks 12 and 15, its embedding and its logits are stored in half precision: 90 kB for a crop of seven seconds, 12 GB
+for 4,000 batches.
 
 `train` minimises the binary cross-entropy plus `--weight` times the distances of the embeddings and of both maps, each
 relative to the teacher's variance. The head is a copy of the teacher's and, like the statistics of batch norm, not
@@ -52,6 +53,7 @@ from dymn.system.files import atomic_write
 from dymn.training import load_recipe
 from dymn.training.inputs import open_inputs, training_loader
 from dymn.training.parts import freeze, parts
+from dymn.training.recipe import parse_assignment
 from dymn.training.resolve import resolve
 from dymn.training.step import Share, Step, block_distance
 
@@ -139,7 +141,7 @@ def networks(options: argparse.Namespace) -> tuple[MobileNet, MobileNet]:
 
 def crops(options: argparse.Namespace, front_end: LogMel) -> tuple[Loader, Step]:
     """Return what draws clips and what augments them."""
-    changes = {
+    changes: dict[str, Any] = {
         "data.path": str(options.corpora),
         "data.val": "",
         "data.cache": options.cache,
@@ -148,6 +150,7 @@ def crops(options: argparse.Namespace, front_end: LogMel) -> tuple[Loader, Step]
         "augment.padding": 0.35,
         "run.seed": options.seed,
     }
+    changes |= dict(parse_assignment(change) for change in options.changes)
     config, data = resolve(load_recipe("dymn04_open").replace(changes))
     inputs = open_inputs(config, data, front_end.config.sample_rate)
     draws = np.load(options.draws, allow_pickle=False)
@@ -269,6 +272,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     storing.add_argument("--draws", required=True, type=Path, help="how often each clip is drawn")
     storing.add_argument("--batches", type=int, default=4000)
     storing.add_argument("--cache", default="", help="folder for decoded clips")
+    storing.add_argument(
+        "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="as in dymn train"
+    )
     storing.set_defaults(run=store)
     training.add_argument("maps", type=Path)
     training.add_argument("--steps", type=int, default=4000)

@@ -12,11 +12,13 @@ from dymn.errors import ConfigError
 from dymn.models import frontend
 from dymn.models.frontend import LogMel, mel_basis
 from dymn.training.augment import (
+    PARTS,
     Mixing,
     _played,
     blend_waveforms,
     change_speed,
     colour,
+    cross,
     cut_short,
     draw_mixing,
     gain,
@@ -290,6 +292,75 @@ def test_a_temperature_softens_the_teacher():
     config = TrainConfig(optim=OptimSettings(batch_size=4), teacher=TeacherSettings(table="x", temperature=2.0))
     _, targets = Step(config, "bce", LogMel(), None, 1.0, Share()).inputs(batch, np.random.default_rng(0))
     assert targets.teacher.tolist() == torch.full((4, 2), 1.5).sigmoid().tolist()
+
+
+def spectrograms(n=4, bands=32, frames=50):
+    """Clips that differ in level and slope over bands, and in how they change over time."""
+    x = torch.randn(n, 1, bands, frames, generator=torch.Generator().manual_seed(3)) * 0.1
+    clip = torch.arange(float(n))[:, None, None, None]
+    return x + clip * torch.linspace(-1, 1, bands)[:, None] + 0.5 * clip * torch.linspace(1, -1, frames)
+
+
+def crossed(part, x, share=1.0, edge=0.5):
+    n = len(x)
+    mixing = Mixing(torch.arange(n).roll(1), torch.full((n,), share))
+    return cross(x, mixing, np.full(n, -1 if part is None else PARTS.index(part)), np.full(n, edge))
+
+
+def test_a_crossed_clip_takes_a_part_of_another():
+    x = spectrograms()
+    other = x.roll(1, dims=0)
+    assert torch.equal(crossed(None, x), x)
+    lower, upper = crossed("lower bands", x), crossed("upper bands", x)
+    torch.testing.assert_close(lower + upper, x + other)
+    apart = (x - other).abs().mean()
+    for mixed, taken, kept in ((lower, slice(8), slice(-8, None)), (upper, slice(-8, None), slice(8))):
+        assert (mixed - other)[:, :, taken].abs().mean() < 0.05 * apart
+        assert (mixed - x)[:, :, kept].abs().mean() < 0.05 * apart
+
+    spectrum = crossed("mean spectrum", x)
+    inner = slice(8, -8)  # where the average over bands is complete, and the floor is not reached
+    torch.testing.assert_close(spectrum.mean(dim=3)[:, :, inner], other.mean(dim=3)[:, :, inner], atol=0.1, rtol=0)
+    torch.testing.assert_close(spectrum[1] - x[1], (spectrum[1] - x[1])[:, :, :1].expand_as(x[1]), atol=1e-5, rtol=0)
+    level = crossed("level over time", x)[2]
+    wanted = (other[2] - other[2].mean()).mean(dim=1)[0]  # [T]
+    change = torch.where(level > torch.minimum(x, other)[2].amin(), level - x[2], wanted)  # where there is no floor
+    torch.testing.assert_close(change[..., 4:-4], wanted[4:-4].expand_as(change[..., 4:-4]), atol=0.1, rtol=0)
+
+
+def test_a_crossed_clip_takes_as_much_as_its_share_and_stays_above_silence():
+    x = spectrograms()
+    for part in PARTS[2:]:
+        half, whole = crossed(part, x, 0.5) - x, crossed(part, x) - x
+        torch.testing.assert_close(half[1], 0.5 * whole[1], atol=1e-5, rtol=0)
+    for part in PARTS:
+        quietest = torch.minimum(x, x.roll(1, dims=0)).amin(dim=(1, 2, 3))
+        assert torch.all(crossed(part, x).amin(dim=(1, 2, 3)) >= quietest - 1e-6)
+
+
+def test_crossed_and_reversed_batches():
+    sound = torch.randn(4, 8_000, generator=torch.Generator().manual_seed(1)) * torch.linspace(0, 1, 8_000)
+    batch = batch_of(torch.ones(4, 2), torch.ones(4, 2))._replace(waveform=sound)
+
+    def made(**augment):
+        config = TrainConfig(
+            augment=AugmentSettings(jitter=False, **augment),
+            optim=OptimSettings(batch_size=4),
+            teacher=TeacherSettings(models=("mn04_as",), label_weight=0.0),
+        )
+        return Step(config, "bce", LogMel(), None, 1.0, Share()).inputs(batch, np.random.default_rng(0))[0]
+
+    plain, backwards = made(), made(reverse=1.0)
+    torch.testing.assert_close(backwards, LogMel()(sound.flip(1)))
+    never, always = made(cross=1e-9), made(cross=1.0)
+    assert torch.equal(never, plain) and torch.equal(made(cross=1.0), always)
+    assert not any(torch.equal(a, b) for a, b in zip(always, plain, strict=True))
+
+
+@pytest.mark.parametrize("teacher", [{}, {"models": ("mn04_as",)}, {"table": "logits.csv", "label_weight": 0.0}])
+def test_only_an_online_teacher_labels_crossed_clips(teacher):
+    with pytest.raises(ConfigError, match=r"augment\.cross .* teacher\.models"):
+        TrainConfig(augment=AugmentSettings(cross=0.1), teacher=TeacherSettings(**teacher))
 
 
 def test_mixed_styles_are_those_of_the_bands():

@@ -11,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 from dymn.training.losses import mix
 
 STYLE_EPSILON = 1e-6
 SILENCE = 1e-3  # of full scale: softer clips are not amplified in a mixture
+PARTS = ("lower bands", "upper bands", "mean spectrum", "level over time")  # that `cross` takes from another clip
+SMOOTH_BANDS, SMOOTH_FRAMES = 17, 9  # over which the parts that `cross` takes are smoothed
+STEEPNESS = 20.0  # of the transition between the bands of two clips, over the range of all bands
 
 
 class Mixing(NamedTuple):
@@ -163,6 +167,38 @@ def mix_styles(log_mel: Tensor, mixing: Mixing) -> Tensor:
     plain = (log_mel - mean) / spread
     mixed: Tensor = plain * mix(spread, *mixing) + mix(mean, *mixing)
     return mixed
+
+
+def cross(log_mel: Tensor, mixing: Mixing, parts: npt.NDArray[np.int64], edges: npt.NDArray[np.float64]) -> Tensor:
+    """Take a part of another clip into each of [B, 1, F, T], for a teacher that hears the result.
+
+    Args:
+        log_mel: spectrograms [B, 1, F, T].
+        mixing: the partner of each clip, and how much of the mean spectrum or level is taken, between 0 and 1.
+        parts: which of `PARTS` each clip takes [B]; -1 for nothing.
+        edges: where the partner's bands begin or end [B], as a share of all bands; the transition is gradual.
+
+    The mean spectrum acts as a filter, and the level as a gain over time. Both are smooth; the result does not fall
+    below the smallest value of the two clips.
+    """
+    n_bands, other = log_mel.shape[2], log_mel[mixing.partner]
+    share = mixing.share[:, None, None, None]
+    part, edge = (torch.from_numpy(values).to(log_mel.device)[:, None, None, None] for values in (parts, edges))
+    band = (torch.arange(n_bands, device=log_mel.device)[:, None] + 0.5) / n_bands
+    above = torch.sigmoid(STEEPNESS * (band - edge.float()))  # [B, 1, F, 1]
+    level = other - other.mean(dim=(2, 3), keepdim=True)
+    spectrum = _smooth((other - log_mel).mean(dim=3)[:, 0], SMOOTH_BANDS)[:, None, :, None]
+    level = _smooth(level.mean(dim=2)[:, 0], SMOOTH_FRAMES)[:, None, None, :]
+    moved = log_mel + share * torch.where(part == PARTS.index("mean spectrum"), spectrum, level)
+    floor = torch.minimum(log_mel, other).amin(dim=(2, 3), keepdim=True)
+    weight = torch.where(part == PARTS.index("upper bands"), above, 1.0 - above)
+    crossed = torch.where(part < 2, torch.lerp(log_mel, other, weight), torch.maximum(moved, floor))
+    return torch.where(part < 0, log_mel, crossed)
+
+
+def _smooth(curves: Tensor, width: int) -> Tensor:
+    """Return curves [B, N], averaged over `width` (odd) values."""
+    return avg_pool1d(curves, width, stride=1, padding=width // 2, count_include_pad=False)
 
 
 def spec_augment(

@@ -157,7 +157,9 @@ class AugmentSettings:
     `data.seconds`, in whole seconds. `speed`: half of the clips are played faster or slower by up to this share (0.2:
     by a factor of 1.2). `colour_db`: a random filter changes each octave by up to this number of decibels. `room` is
     the share of clips with reverberation, `blend` the share of clips that are mixed with another clip, which is at most
-    `blend_db` softer or louder.
+    `blend_db` softer or louder. `reverse` is the share of clips that are played backwards. `cross` is the share of
+    clips whose spectrograms take a part of another clip: its lower or upper bands, its mean spectrum or its level over
+    time; an online teacher, which hears the result, is required.
 
     `mixstyle` is the probability with which the spectrograms of a batch exchange means and standard deviations in every
     band, in shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after
@@ -178,6 +180,8 @@ class AugmentSettings:
     room: float = 0.0
     blend: float = 0.0
     blend_db: float = 12.0
+    reverse: float = 0.0
+    cross: float = 0.0
     spec_mixup: float = 0.0
     jitter: bool = True
     frequency_mask: int = 0
@@ -192,7 +196,7 @@ class AugmentSettings:
         check_choice("augment.annotation", self.annotation, ANNOTATIONS)
         limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
         limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120)
-        limits |= dict.fromkeys(("wave_mixup", "padding", "room", "blend", "mixstyle"), 1)
+        limits |= dict.fromkeys(("wave_mixup", "padding", "room", "blend", "reverse", "cross", "mixstyle"), 1)
         check_numbers(self, {f"augment.{name}": high for name, high in limits.items()})
         check_numbers(self, {"augment.frequency_mask": 2**20, "augment.time_mask": 2**20}, whole=True)
         check_numbers(self, {"augment.wave_alpha": 1000, "augment.mixstyle_alpha": 1000}, 1e-3)
@@ -349,6 +353,11 @@ class TrainConfig:
         check(
             self.data.sampling != "teacher" or bool(self.teacher.models),
             "data.sampling is 'teacher', which needs an online teacher (teacher.models).",
+        )
+        check(
+            not self.augment.cross or (bool(self.teacher.models) and self.teacher.label_weight == 0),
+            "augment.cross makes sounds that only an online teacher can label. Set teacher.models and "
+            "teacher.label_weight=0.",
         )
         check(
             self.teacher.block_weight == 0 or not self.optim.compile,

@@ -16,10 +16,12 @@ from dymn.evaluation.teachers import BlockOutputs, OnlineTeachers, TeacherOutput
 from dymn.models.frontend import ZERO, LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
+    PARTS,
     Mixing,
     blend_waveforms,
     change_speed,
     colour,
+    cross,
     cut_short,
     draw_mixing,
     draw_styles,
@@ -189,8 +191,13 @@ class Step:
         return waveform[:, : seconds * rate] if seconds else waveform
 
     def _varied(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return the waveforms at another speed, through filters and in rooms."""
+        """Return the waveforms backwards, at another speed, through filters and in rooms."""
         augment, n, size = self.augment, len(waveform), self.batch_size
+        if augment.reverse:
+            is_reversed = self.share.of(rng.random(size) < augment.reverse, n)
+            waveform = torch.where(
+                torch.from_numpy(is_reversed).to(waveform.device)[:, None], waveform.flip(1), waveform
+            )
         if augment.speed:
             octaves = np.log2(1 + augment.speed)
             factors = np.where(rng.random(size) < 0.5, 2.0 ** rng.uniform(-octaves, octaves, size), 1.0)
@@ -220,6 +227,8 @@ class Step:
         if augment.jitter:
             basis = self.front_end.jittered_basis(torch.Generator().manual_seed(int(rng.integers(2**62))))
         log_mel = self.front_end(waveform, basis)
+        if augment.cross:
+            log_mel = self._crossed(log_mel, rng)
         if augment.mixstyle:
             drawn = draw_styles(self.batch_size, augment.mixstyle_alpha, augment.mixstyle, rng)
             log_mel = mix_styles(log_mel, self.share.of_mixing(drawn, n, log_mel.device))
@@ -234,6 +243,13 @@ class Step:
         if augment.masking == "clip":
             log_mel = self._masked(log_mel, rng)
         return log_mel, targets
+
+    def _crossed(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
+        n, size = len(log_mel), self.batch_size
+        parts = np.where(rng.random(size) < self.augment.cross, rng.integers(0, len(PARTS), size), -1)
+        drawn = Mixing(torch.from_numpy(rng.permutation(size)), torch.from_numpy(rng.uniform(0.3, 1.0, size)).float())
+        mixing = self.share.of_mixing(drawn, n, log_mel.device)
+        return cross(log_mel, mixing, self.share.of(parts, n), self.share.of(rng.random(size), n))
 
     def _masked(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
         augment, n = self.augment, len(log_mel)

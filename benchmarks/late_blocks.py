@@ -9,10 +9,10 @@ computed once, in compiled code, and can be used several times. Both commands ca
 `train` waits for the first batches, and prefers those that it has used least. Each prints its crops per second.
 
 `store` draws and augments clips as the recipe `dymn04_open` does, but in batches of 32, and 35 % of the crops end
-early; `--set augment.cross=0.5` and the like change this. `--draws` is a file that a run with `data.sampling=teacher`
-and the same corpora has written. For each batch, the student's map after block `--freeze` and the teacher's maps after
-blocks 12 and 15, its embedding and its logits are stored in half precision: 90 kB for a crop of seven seconds, 12 GB
-for 4,000 batches.
+early. `--set augment.cross=0.5`, for example, changes a setting of the augmentation. `--draws` is a file that a run
+with `data.sampling=teacher` and the same corpora has written. For each batch, the student's map after block `--freeze`
+and the teacher's maps after blocks 12 and 15, its embedding and its logits are stored in half precision: 90 kB for a
+crop of seven seconds, 12 GB for 4,000 batches.
 
 `train` minimises the binary cross-entropy plus `--weight` times the distances of the embeddings and of both maps, each
 relative to the teacher's variance. The head is a copy of the teacher's and, like the statistics of batch norm, not
@@ -150,7 +150,10 @@ def crops(options: argparse.Namespace, front_end: LogMel) -> tuple[Loader, Step]
         "augment.padding": 0.35,
         "run.seed": options.seed,
     }
-    changes |= dict(parse_assignment(change) for change in options.changes)
+    for key, value in map(parse_assignment, options.changes):
+        if not key.startswith("augment."):
+            raise ConfigError(f"--set changes {key}; only settings of the augmentation can be changed (augment.…).")
+        changes[key] = value
     config, data = resolve(load_recipe("dymn04_open").replace(changes))
     inputs = open_inputs(config, data, front_end.config.sample_rate)
     draws = np.load(options.draws, allow_pickle=False)

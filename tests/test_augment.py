@@ -11,8 +11,9 @@ from dymn.data import Batch
 from dymn.errors import ConfigError
 from dymn.models import frontend
 from dymn.models.frontend import LogMel, mel_basis
+from dymn.training import augment
 from dymn.training.augment import (
-    PARTS,
+    Crossing,
     Mixing,
     _played,
     blend_waveforms,
@@ -301,41 +302,43 @@ def spectrograms(n=4, bands=32, frames=50):
     return x + clip * torch.linspace(-1, 1, bands)[:, None] + 0.5 * clip * torch.linspace(1, -1, frames)
 
 
-def crossed(part, x, share=1.0, edge=0.5):
+def crossed(part, x, amount=1.0, edge=0.5):
     n = len(x)
-    mixing = Mixing(torch.arange(n).roll(1), torch.full((n,), share))
-    return cross(x, mixing, np.full(n, -1 if part is None else PARTS.index(part)), np.full(n, edge))
+    return cross(x, torch.arange(n).roll(1), np.full(n, part), np.full(n, amount), np.full(n, edge))
 
 
 def test_a_crossed_clip_takes_a_part_of_another():
-    x = spectrograms()
+    x = 0.2 * spectrograms()
     other = x.roll(1, dims=0)
-    assert torch.equal(crossed(None, x), x)
-    lower, upper = crossed("lower bands", x), crossed("upper bands", x)
+    assert torch.equal(crossed(Crossing.NOTHING, x), x)
+    lower, upper = crossed(Crossing.LOWER_BANDS, x), crossed(Crossing.UPPER_BANDS, x)
     torch.testing.assert_close(lower + upper, x + other)
     apart = (x - other).abs().mean()
     for mixed, taken, kept in ((lower, slice(8), slice(-8, None)), (upper, slice(-8, None), slice(8))):
         assert (mixed - other)[:, :, taken].abs().mean() < 0.05 * apart
         assert (mixed - x)[:, :, kept].abs().mean() < 0.05 * apart
 
-    spectrum = crossed("mean spectrum", x)
+    spectrum = crossed(Crossing.SPECTRUM, x)
     inner = slice(8, -8)  # where the average over bands is complete, and the floor is not reached
-    torch.testing.assert_close(spectrum.mean(dim=3)[:, :, inner], other.mean(dim=3)[:, :, inner], atol=0.1, rtol=0)
-    torch.testing.assert_close(spectrum[1] - x[1], (spectrum[1] - x[1])[:, :, :1].expand_as(x[1]), atol=1e-5, rtol=0)
-    level = crossed("level over time", x)[2]
+    torch.testing.assert_close(spectrum.mean(dim=3)[1:, :, inner], other.mean(dim=3)[1:, :, inner], atol=0.02, rtol=0)
+    change = spectrum[1] - x[1]
+    usual = change.median(dim=2, keepdim=True).values
+    assert ((change - usual).abs() > 1e-5).sum() <= 1  # the quietest value, which is taken for silence
+    level = crossed(Crossing.LEVEL, x)[2]
     wanted = (other[2] - other[2].mean()).mean(dim=1)[0]  # [T]
-    change = torch.where(level > torch.minimum(x, other)[2].amin(), level - x[2], wanted)  # where there is no floor
-    torch.testing.assert_close(change[..., 4:-4], wanted[4:-4].expand_as(change[..., 4:-4]), atol=0.1, rtol=0)
+    change = torch.where(level > x[2].amin(), level - x[2], wanted)  # where the floor is not reached
+    torch.testing.assert_close(change[..., 4:-4], wanted[4:-4].expand_as(change[..., 4:-4]), atol=0.02, rtol=0)
 
 
-def test_a_crossed_clip_takes_as_much_as_its_share_and_stays_above_silence():
+def test_a_crossed_clip_takes_no_more_than_its_amount_and_leaves_silence():
     x = spectrograms()
-    for part in PARTS[2:]:
-        half, whole = crossed(part, x, 0.5) - x, crossed(part, x) - x
-        torch.testing.assert_close(half[1], 0.5 * whole[1], atol=1e-5, rtol=0)
-    for part in PARTS:
-        quietest = torch.minimum(x, x.roll(1, dims=0)).amin(dim=(1, 2, 3))
-        assert torch.all(crossed(part, x).amin(dim=(1, 2, 3)) >= quietest - 1e-6)
+    x[:, :, :, 40:] = x.amin() - 1.0  # silence after the sound
+    for part in (Crossing.SPECTRUM, Crossing.LEVEL):
+        changes = [(crossed(part, x, amount) - x)[:, :, :, :40] for amount in (0.1, 0.2)]
+        torch.testing.assert_close(2 * changes[0], changes[1], atol=1e-5, rtol=0)
+        assert changes[1].abs().amax() > 0.05
+        assert (crossed(part, 100 * x) - 100 * x).abs().amax() == pytest.approx(augment.MOST, abs=1e-3)
+        assert torch.equal(crossed(part, x)[:, :, :, 40:], x[:, :, :, 40:])
 
 
 def test_crossed_and_reversed_batches():

@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from dymn import create_model
-from dymn.errors import ConfigError
-from dymn.evaluation.calibration import reliability
-from dymn.training.calibration import Affine, fit_affine, fold_affine
+from dymn.architectures import HEADS
+from dymn.evaluation.calibration import Affine, reliability
+from dymn.training.calibration import fit_affine
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_the_map_that_was_undone_is_found():
@@ -18,15 +22,15 @@ def test_the_map_that_was_undone_is_found():
     assert found.slope == pytest.approx(1.3, abs=2e-3) and found.offset == pytest.approx(0.4, abs=5e-3)
 
 
-def test_the_map_is_folded_into_the_last_layer():
-    x = torch.randn(2, 1, 128, 40)
-    model = create_model("dymn04", 7, width=0.1, generator=torch.Generator().manual_seed(0)).eval()
+@pytest.mark.parametrize("head", HEADS)
+def test_the_map_is_folded_into_the_last_layer(head):
+    settings = {} if head == "frames" else {"width": 0.1, "head": head}
+    model = create_model("fmn04" if head == "frames" else "dymn04", 7, generator=seeded(0), **settings).eval()
+    x = torch.randn(2, 1, 128, 40, generator=seeded(1))
     with torch.inference_mode():
         before = model(x).logits
-        fold_affine(model, Affine(1.5, -0.25))
-        torch.testing.assert_close(model(x).logits, 1.5 * before - 0.25)
-    with pytest.raises(ConfigError, match="last linear layer"):
-        fold_affine(create_model("dymn04", 7, width=0.1, head="fully_convolutional"), Affine(1.0, 0.0))
+        model.head.scale(*Affine(1.5, -0.25))
+        torch.testing.assert_close(model(x).logits, 1.5 * before - 0.25, atol=1e-5, rtol=1e-4)
 
 
 def test_reliability_compares_with_probabilities_as_well():

@@ -100,9 +100,22 @@ def test_a_framewise_network_is_trained_on_clips_and_then_finds_events(desk):
     taught = ("--set", 'teacher.models=["runs/fmn04/best.safetensors"]', "--set", "teacher.feature_weight=0.1")
     again = run("train", "--data", "clips", "--model", checkpoint, *QUICK, *taught, "--output", "taught")
     assert again.exit_code == 0, again.output
-    assert losses(desk / "taught")[-1] > 0
+    lines = (desk / "taught" / "log.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["teacher_loss"] > 0 for line in lines)
     found = run("events", "clips/knock/0.wav", "--model", "taught/best.safetensors", "--threshold", "0.01")
     assert found.exit_code == 0 and any(name in found.stdout for name in CLASSES), found.output
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('model.settings={scores="frames"}', "model.settings.scores is 'frames'"),
+        ("model.inherit=mn04_as", "model.inherit is 'mn04_as', but fmn04 is a frame-wise network"),
+    ],
+)
+def test_what_a_framewise_network_cannot_be_trained_with(setting, message):
+    done = run("train", "--data", "clips", "--model", "fmn04", *QUICK, "--set", setting)
+    assert done.exit_code == 2 and message in done.stderr, done.output
 
 
 def test_interrupted_run_continues(desk, monkeypatch):

@@ -1,7 +1,9 @@
 """Frame-wise MobileNets (EfficientSED): numbers against fixtures of the public code, files, events, ONNX, refusals."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from dymn.export import build
 from dymn.inference.events import EventSettings, event_files
 from dymn.inference.frames import FrameSettings, frame_parts
 from dymn.models.frontend import LogMel
+from dymn.models.heads import FramewiseOutput
 from dymn.models.layers.sequence import minimal_gru, resampled
 from dymn.models.mobilenet import MobileNet
 from dymn.models.pretrained import save
@@ -146,6 +149,14 @@ def test_no_file_is_loaded_in_part(fixtures, name):
 def test_any_number_of_frames(fixtures, length):
     model = import_efficientsed(fixtures / "fmn_w01_gru128" / "state_dict.pt", seq_len=length)
     assert model(torch.zeros(2, 1, 128, 399)).frame_logits.shape == (2, length, 100)
+
+
+def test_an_output_can_be_copied_and_pickled():
+    output = FramewiseOutput(torch.zeros(1, 3), torch.ones(1, 4), torch.rand(1, 5, 3))
+    for found in (copy.copy(output), pickle.loads(pickle.dumps(output))):
+        logits, embedding = found
+        assert isinstance(found, FramewiseOutput) and torch.equal(found.frame_logits, output.frame_logits)
+        assert torch.equal(logits, output.logits) and torch.equal(embedding, output.embedding)
 
 
 def test_a_file_of_one_head_gives_both_with_it(fixtures, tmp_path):

@@ -108,6 +108,8 @@ def test_batches_of_other_networks_and_wrong_draws_are_rejected(late, folder):
         late.main(["train", str(folder / "nowhere"), *training[2:]])
     with pytest.raises(SystemExit, match=r"augment\.cross is 2"):
         late.main([*storing, "--output", str(folder / "maps"), "--set", "augment.cross=2"])
+    with pytest.raises(SystemExit, match=r"--set changes optim\.lr; only settings of the augmentation"):
+        late.main([*storing, "--output", str(folder / "maps"), "--set", "optim.lr=1"])
     np.save(folder / "draws.npy", np.ones(4))
     with pytest.raises(SystemExit, match=r"is for 4 clips, but .* has 3"):
         late.main([*storing, "--output", str(folder / "maps")])

@@ -177,13 +177,16 @@ def configure(recipe: str, settings: list[str] | tuple[()], epochs: int | None, 
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Raise a ConfigError, before any work is done, if data or models do not exist."""
+    """Raise a ConfigError, before any work is done, if data or models do not exist or cannot be trained."""
+    from dymn.training.start import check_start
+
     path = config.data.path
     if not path:
         raise ConfigError("No dataset is given. Use --data PATH.")
     check_data(Path(path), "--data")
     for name in model_names(config):
         check_model(name)
+    check_start(config.model)
 
 
 def model_names(config: TrainConfig) -> list[str]:

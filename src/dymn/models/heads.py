@@ -31,6 +31,10 @@ class FramewiseOutput(Output):
         self.frame_logits = frame_logits
         return self
 
+    def __getnewargs__(self) -> tuple[Tensor, ...]:
+        """Return what copies and pickles are built from."""
+        return (*self, self.frame_logits)
+
 
 class Head(nn.Module):
     """From the last feature map to the output of a network."""
@@ -41,6 +45,17 @@ class Head(nn.Module):
     def last_bias(self) -> Tensor:
         """The bias of the last layer, whose last axis is classes [..., C]."""
         return self.classifier.bias  # type: ignore[return-value,union-attr]
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last layer, whose first axis is classes [C, ...]; of several heads [n_heads, C, D]."""
+        return self.classifier.weight  # type: ignore[return-value,union-attr]
+
+    @torch.no_grad()
+    def scale(self, slope: float, offset: float) -> None:
+        """Change the last layer so that all logits become `slope` * logits + `offset`."""
+        self.last_weight.mul_(slope)
+        self.last_bias.mul_(slope).add_(offset)
 
     def filled(self, state: Mapping[str, Tensor]) -> Head:
         """Take the tensors of another head of this kind, and return the head."""
@@ -89,6 +104,11 @@ class FullyConvolutionalHead(Head):
         """The bias of the norm [C]."""
         return self.norm.bias
 
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the norm [C]."""
+        return self.norm.weight
+
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Return logits [B, classes] from the last feature map [B, D, F, T]."""
         return self.norm(self.classifier(features)).mean(dim=(2, 3))  # type: ignore[no-any-return]
@@ -117,6 +137,15 @@ class AttentionPoolingHead(Head):
     def last_bias(self) -> Tensor:
         """The bias of the class scores of each head [n_heads, C]."""
         return self.classifier.bias.view(2, self.n_heads, -1)[1]
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the class scores of each head [n_heads, C, D]."""
+        return self.classifier.weight.view(2, self.n_heads, -1, self.classifier.in_features)[1]
+
+    def scale(self, slope: float, offset: float) -> None:
+        """Change the class scores so that all logits become `slope` * logits + `offset`."""
+        super().scale(slope, offset / float(self.weights.sum()))
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Return logits [B, classes] from the last feature map [B, D, F, T]."""
@@ -156,6 +185,11 @@ class FrameHead(Head):
     def last_bias(self) -> Tensor:
         """The bias of the layer that gives clips their logits [C]."""
         return self.clip.bias
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of this layer [C, D]."""
+        return self.clip.weight
 
     def vectors(self, features: Tensor) -> Tensor:
         """Return a sequence [B, length, D] of a map [B, C, 1, T]; a `ConfigError` if it has several bands."""

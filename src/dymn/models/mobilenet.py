@@ -146,7 +146,7 @@ class MobileNet(Pretrained):
         check(len(labels) > 0, "A network needs at least one class.")
         check(
             self.config.sequence is None,
-            "A frame-wise network keeps its classes. Build one for others with dymn.create_model.",
+            "A frame-wise network keeps its classes. For others, start from an architecture such as fmn04.",
         )
         fresh = MobileNet(dataclasses.replace(self.config, num_classes=len(labels))).initialise(generator)
         fresh.to(next(self.parameters()).device)

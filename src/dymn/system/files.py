@@ -63,7 +63,8 @@ def remove_folder(path: str | Path) -> None:
     """Delete a folder with all its content. What cannot be deleted remains; a missing folder is no error.
 
     Raises:
-        KeyboardInterrupt: if one arrives. `shutil.rmtree` may close a descriptor twice then, and raise an `OSError`.
+        KeyboardInterrupt: if one arrives. `shutil.rmtree` before Python 3.12 may close a descriptor twice then, and
+            raise an `OSError`.
     """
     outside = sys.exc_info()[1]
     try:

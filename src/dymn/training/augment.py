@@ -5,6 +5,7 @@ Randomness comes from a generator that is passed in.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +18,19 @@ from dymn.training.losses import mix
 
 STYLE_EPSILON = 1e-6
 SILENCE = 1e-3  # of full scale: softer clips are not amplified in a mixture
-PARTS = ("lower bands", "upper bands", "mean spectrum", "level over time")  # that `cross` takes from another clip
-SMOOTH_BANDS, SMOOTH_FRAMES = 17, 9  # over which the parts that `cross` takes are smoothed
+BANDS, FRAMES = 17, 9  # over which the spectrum and the level that a clip takes from another are averaged
+MOST = 0.7  # by which they change a value: 15 dB with the standard front end
 STEEPNESS = 20.0  # of the transition between the bands of two clips, over the range of all bands
+
+
+class Crossing(IntEnum):
+    """What a clip takes from another in `cross`."""
+
+    NOTHING = 0
+    LOWER_BANDS = 1
+    UPPER_BANDS = 2
+    SPECTRUM = 3
+    LEVEL = 4
 
 
 class Mixing(NamedTuple):
@@ -169,31 +180,42 @@ def mix_styles(log_mel: Tensor, mixing: Mixing) -> Tensor:
     return mixed
 
 
-def cross(log_mel: Tensor, mixing: Mixing, parts: npt.NDArray[np.int64], edges: npt.NDArray[np.float64]) -> Tensor:
-    """Take a part of another clip into each of [B, 1, F, T], for a teacher that hears the result.
+def cross(
+    log_mel: Tensor,
+    partner: Tensor,
+    parts: npt.NDArray[np.int64],
+    amounts: npt.NDArray[np.float64],
+    edges: npt.NDArray[np.float64],
+) -> Tensor:
+    """Let each clip of [B, 1, F, T] take a part of another; only a teacher that hears the result can label it.
+
+    Bands are replaced. The mean spectrum acts as a filter that makes it the partner's. The level acts as a gain, which
+    rises and falls as the partner's level does. Spectrum and level are smooth, and leave silence as it is.
 
     Args:
-        log_mel: spectrograms [B, 1, F, T].
-        mixing: the partner of each clip, and how much of the mean spectrum or level is taken, between 0 and 1.
-        parts: which of `PARTS` each clip takes [B]; -1 for nothing.
-        edges: where the partner's bands begin or end [B], as a share of all bands; the transition is gradual.
-
-    The mean spectrum acts as a filter, and the level as a gain over time. Both are smooth; the result does not fall
-    below the smallest value of the two clips.
+        log_mel: spectrograms.
+        partner: which clip each takes a part of [B].
+        parts: which `Crossing` each takes [B].
+        amounts: how much of the spectrum or level each takes [B], between 0 and 1.
+        edges: where the partner's bands end or begin [B], as a share of all bands; the transition is gradual.
     """
-    n_bands, other = log_mel.shape[2], log_mel[mixing.partner]
-    share = mixing.share[:, None, None, None]
-    part, edge = (torch.from_numpy(values).to(log_mel.device)[:, None, None, None] for values in (parts, edges))
+
+    def column(values: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(values).to(log_mel.device)[:, None, None, None]
+
+    n_bands, other, part = log_mel.shape[2], log_mel[partner], column(parts)
     band = (torch.arange(n_bands, device=log_mel.device)[:, None] + 0.5) / n_bands
-    above = torch.sigmoid(STEEPNESS * (band - edge.float()))  # [B, 1, F, 1]
-    level = other - other.mean(dim=(2, 3), keepdim=True)
-    spectrum = _smooth((other - log_mel).mean(dim=3)[:, 0], SMOOTH_BANDS)[:, None, :, None]
-    level = _smooth(level.mean(dim=2)[:, 0], SMOOTH_FRAMES)[:, None, None, :]
-    moved = log_mel + share * torch.where(part == PARTS.index("mean spectrum"), spectrum, level)
-    floor = torch.minimum(log_mel, other).amin(dim=(2, 3), keepdim=True)
-    weight = torch.where(part == PARTS.index("upper bands"), above, 1.0 - above)
-    crossed = torch.where(part < 2, torch.lerp(log_mel, other, weight), torch.maximum(moved, floor))
-    return torch.where(part < 0, log_mel, crossed)
+    upper = torch.sigmoid(STEEPNESS * (band - column(edges).float()))  # [B, 1, F, 1]
+    weight = torch.where(part == Crossing.UPPER_BANDS, upper, 1.0 - upper)
+    spectrum = _smooth((other - log_mel).mean(dim=3)[:, 0], BANDS)[:, None, :, None]
+    level = other.mean(dim=2)[:, 0]
+    level = _smooth(level - level.mean(dim=1, keepdim=True), FRAMES)[:, None, None, :]
+    change = (column(amounts).float() * torch.where(part == Crossing.SPECTRUM, spectrum, level)).clamp(-MOST, MOST)
+    floor = log_mel.amin(dim=(2, 3), keepdim=True)
+    moved = torch.where(log_mel > floor, torch.maximum(log_mel + change, floor), log_mel)
+    has_bands = (part == Crossing.LOWER_BANDS) | (part == Crossing.UPPER_BANDS)
+    crossed = torch.where(has_bands, torch.lerp(log_mel, other, weight), moved)
+    return torch.where(part == Crossing.NOTHING, log_mel, crossed)
 
 
 def _smooth(curves: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training in several processes with the results of one: start-up, and batch norm over the global batch."""
+"""Training by Lightning, in several processes with the results of one: start-up, batch norm over the global batch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,25 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from dymn.errors import ConfigError
+from dymn.models.heads import Output
+from dymn.models.mobilenet import MobileNet
 from dymn.system.devices import resolve_device
 from dymn.system.extras import needing
 from dymn.training.settings import TRAINING_PRECISIONS, TrainConfig
 
 PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
+
+
+class ClipNetwork(nn.Module):
+    """A frame-wise network that returns `Output`, since Lightning builds what a network returns anew from its items."""
+
+    def __init__(self, network: MobileNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, log_mel: Tensor) -> Output:
+        """Return logits and embedding of log-mel spectrograms [B, 1, F, T]."""
+        return Output(*self.network(log_mel))
 
 
 def launch(config: TrainConfig) -> Any:

@@ -30,7 +30,7 @@ from dymn.models import pretrained
 from dymn.models.inflate import measure_norms
 from dymn.models.mobilenet import MobileNet
 from dymn.system.cpus import keeping_all_memory
-from dymn.training.calibration import fit_affine, fold_affine
+from dymn.training.calibration import fit_affine
 from dymn.training.distributed import highest, united
 from dymn.training.inputs import portable, quiet_loader, training_loader
 from dymn.training.prepare import BAD_FILE, LAST_FILE, STATE_FILE, Prepared, versions
@@ -349,7 +349,7 @@ class Run(Prepared):
         if before.teacher is None or self.inputs.task.loss != "bce":
             return model
         fitted = fit_affine(before.probabilities, before.teacher)
-        fold_affine(model, fitted)
+        model.head.scale(*fitted)
         found = numbers(figures(scores(), self.inputs.task.loss))
         provenance = model.card.provenance | {"calibration": fitted._asdict()}
         model.card = dataclasses.replace(model.card, metrics=found, provenance=provenance)

@@ -1,25 +1,13 @@
-"""Freezing of parts of a network, layer-wise learning rates, and what a frame-wise network returns in training."""
+"""Freezing of parts of a network, and layer-wise learning rates."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from dymn.models.heads import FrameHead, Output
+from dymn.models.heads import FrameHead
 from dymn.models.mobilenet import MobileNet
-
-
-class ClipOutput(nn.Module):
-    """A frame-wise network without the logits of frames. Lightning drops them, as it copies only items of tuples."""
-
-    def __init__(self, network: MobileNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, log_mel: Tensor) -> Output:
-        """Return logits and embedding of log-mel spectrograms [B, 1, F, T]."""
-        return Output(*self.network(log_mel))
 
 
 def parts(model: MobileNet) -> list[nn.Module]:

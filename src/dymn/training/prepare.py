@@ -25,7 +25,7 @@ from dymn.models.frontend import LogMel
 from dymn.models.inflate import have_same_channels
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
-from dymn.training.distributed import launch, use_global_norm
+from dymn.training.distributed import ClipNetwork, launch, use_global_norm
 from dymn.training.inputs import (
     check_classes,
     check_table,
@@ -39,7 +39,7 @@ from dymn.training.inputs import (
     training_loader,
 )
 from dymn.training.losses import balanced_weights
-from dymn.training.parts import ClipOutput, freeze, parameter_groups, set_momentum
+from dymn.training.parts import freeze, parameter_groups, set_momentum
 from dymn.training.report import Reporter, Tracker, write_json
 from dymn.training.resolve import resolve, with_folder
 from dymn.training.settings import TrainConfig
@@ -280,7 +280,7 @@ class Prepared:
         optimizer = kinds[optim.name](parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
         if self.state.optimizer:
             optimizer.load_state_dict(self.state.optimizer)
-        network: Any = self.network if self.network.config.sequence is None else ClipOutput(self.network)
+        network: Any = self.network if self.network.config.sequence is None else ClipNetwork(self.network)
         model, optimizer = self.fabric.setup(torch.compile(network) if optim.compile else network, optimizer)
         return model, optimizer
 

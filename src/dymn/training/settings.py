@@ -158,8 +158,9 @@ class AugmentSettings:
     by a factor of 1.2). `colour_db`: a random filter changes each octave by up to this number of decibels. `room` is
     the share of clips with reverberation, `blend` the share of clips that are mixed with another clip, which is at most
     `blend_db` softer or louder. `reverse` is the share of clips that are played backwards. `cross` is the share of
-    clips whose spectrograms take a part of another clip: its lower or upper bands, its mean spectrum or its level over
-    time; an online teacher, which hears the result, is required.
+    clips whose spectrograms take a part of another clip: its lower or upper bands, or 30 to 100 % of its mean spectrum
+    or of the changes of its level. It requires `teacher.models`, which label the result, and
+    `teacher.label_weight` = 0.
 
     `mixstyle` is the probability with which the spectrograms of a batch exchange means and standard deviations in every
     band, in shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after
@@ -356,8 +357,8 @@ class TrainConfig:
         )
         check(
             not self.augment.cross or (bool(self.teacher.models) and self.teacher.label_weight == 0),
-            "augment.cross makes sounds that only an online teacher can label. Set teacher.models and "
-            "teacher.label_weight=0.",
+            f"augment.cross is {self.augment.cross}, which makes sounds that only an online teacher can label. Set "
+            "teacher.models (instead of teacher.table) and teacher.label_weight=0.",
         )
         check(
             self.teacher.block_weight == 0 or not self.optim.compile,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dymn.architectures import MODELS, model_config
-from dymn.config import FrontEndConfig, from_dict
+from dymn.config import FrontEndConfig, check, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
 from dymn.models.inflate import have_same_channels, inherit
@@ -23,8 +23,18 @@ ANNEAL_FROM, ANNEAL_EPOCHS, ANNEAL_SHARE = 30.0, 30, 0.15  # of the temperature 
 
 
 def check_start(settings: ModelSettings) -> None:
-    """Raise a `ConfigError` if settings of an architecture are given together with a checkpoint."""
+    """Raise a `ConfigError` if settings of an architecture do not fit it, or are given together with a checkpoint."""
     if settings.name in MODELS:
+        sequence = model_config(settings.name, **settings.settings).sequence
+        check(
+            sequence is None or sequence.scores == "clip",
+            "model.settings.scores is 'frames', but dymn train trains the head for clips. Leave the setting out.",
+        )
+        check(
+            sequence is None or not settings.inherit,
+            f"model.inherit is {settings.inherit!r}, but {settings.name} is a frame-wise network, which cannot inherit "
+            "weights. Leave the setting out.",
+        )
         return
     for name in ("settings", "inherit"):
         if getattr(settings, name):

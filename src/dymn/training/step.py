@@ -16,7 +16,7 @@ from dymn.evaluation.teachers import BlockOutputs, OnlineTeachers, TeacherOutput
 from dymn.models.frontend import ZERO, LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
-    PARTS,
+    Crossing,
     Mixing,
     blend_waveforms,
     change_speed,
@@ -39,6 +39,7 @@ SHORTEST = 0.1  # of a clip's length, of clips that are cut short
 POINTS = 9  # octaves of the random filter, from 16 kHz to 62 Hz at 32 kHz
 DECAY = (0.1, 1.0)  # seconds, of rooms
 ECHO = (0.1, 1.0)  # amplitude
+AMOUNT = (0.3, 1.0)  # of another clip's spectrum or level
 
 Values = TypeVar("Values", npt.NDArray[Any], Tensor)
 
@@ -246,10 +247,11 @@ class Step:
 
     def _crossed(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
         n, size = len(log_mel), self.batch_size
-        parts = np.where(rng.random(size) < self.augment.cross, rng.integers(0, len(PARTS), size), -1)
-        drawn = Mixing(torch.from_numpy(rng.permutation(size)), torch.from_numpy(rng.uniform(0.3, 1.0, size)).float())
-        mixing = self.share.of_mixing(drawn, n, log_mel.device)
-        return cross(log_mel, mixing, self.share.of(parts, n), self.share.of(rng.random(size), n))
+        is_crossed, parts = rng.random(size) < self.augment.cross, rng.integers(1, len(Crossing), size)
+        drawn = Mixing(torch.from_numpy(rng.permutation(size)), torch.ones(size))
+        partner = self.share.of_mixing(drawn, n, log_mel.device).partner
+        chances = np.where(is_crossed, parts, Crossing.NOTHING), rng.uniform(*AMOUNT, size), rng.random(size)
+        return cross(log_mel, partner, *(self.share.of(values, n) for values in chances))
 
     def _masked(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
         augment, n = self.augment, len(log_mel)

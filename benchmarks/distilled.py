@@ -36,7 +36,7 @@ import torch
 
 from dymn import load_model
 from dymn.data import Loader, PlainSampler, Source, open_source
-from dymn.evaluation.calibration import reliability
+from dymn.evaluation.calibration import Affine, reliability
 from dymn.evaluation.metrics import mean_average_precision
 from dymn.fitting.thresholds import BackgroundHours, FalseAlarms, class_thresholds
 from dymn.models import pretrained
@@ -45,7 +45,7 @@ from dymn.models.mobilenet import MobileNet
 from dymn.plots.reliability import plot_reliability
 from dymn.runtime.accelerate import accelerate
 from dymn.system.devices import resolve_device
-from dymn.training.calibration import Affine, fit_affine, fold_affine
+from dymn.training.calibration import fit_affine
 
 Array = npt.NDArray[np.float32]
 HEARD, SURE = 0.3, 0.5
@@ -135,7 +135,7 @@ def thresholds(student: Array, teacher: Array, seconds: float) -> dict[str, list
 def calibrated(options: argparse.Namespace, model: MobileNet, teacher: MobileNet, said: Array, taught: Array) -> None:
     """Write the model with its logits fitted to the teacher's on validation clips, and with thresholds."""
     fitted = fit_affine(said, taught) if options.offset is None else Affine(1.0, options.offset)
-    fold_affine(model, fitted)
+    model.head.scale(*fitted)
     model.card.provenance["calibration"] = fitted._asdict()
     device = next(model.parameters()).device
     parts = [(options.split, fill) for fill in FILLS] + [("train", FILLS[0])]

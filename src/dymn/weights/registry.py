@@ -137,12 +137,12 @@ def _mels(number: int) -> FrontEndConfig:
 
 
 OPEN02_SHA256 = "146caa4c2ff71921e77a24493170b58c39e66f732b9a83ea3f74c0bebc8c2d0c"
-OPEN04_SHA256 = "2ac85594f1063ec7306235a538aa1665460449db67d9adc21dbb71687f51f4ec"
+OPEN04_SHA256 = "5ec87513ff3cd6a7a3522b87f8c5307a7889cca0f5ad11d804bad51e00bf5cac"
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
 PUBLISHED = (
     PublishedModel(
         "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704,
-        sha256=OPEN04_SHA256, size=4_098_188, packaged=True,
+        sha256=OPEN04_SHA256, size=4_098_700, packaged=True,
     ),
     PublishedModel(
         "dymn02_open", "dymn02", "dymn02_open.safetensors", 610_199, 42_195_712,

@@ -80,6 +80,13 @@ def test_learning_rates_fall_towards_the_input(clips, start, tmp_path):
     assert [group["share"] for group in parameter_groups(network, 0.5)[:2]] == [1.0, 0.5]  # of the last that is trained
 
 
+def test_the_layer_for_frames_is_not_trained():
+    network = create_model("fmn04", 2)
+    freeze(network)
+    fixed = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert fixed == ["head.frame.weight", "head.frame.bias"]
+
+
 def test_norms_follow_as_fast_as_is_asked_and_are_measured_anew(clips, start, tmp_path):
     made = Run(run(clips, tmp_path / "fast", model=start, optim={"norm_momentum": 0.3}), Reporter())
     assert {module.momentum for module in made.network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.3}

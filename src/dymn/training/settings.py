@@ -157,10 +157,10 @@ class AugmentSettings:
     `data.seconds`, in whole seconds. `speed`: half of the clips are played faster or slower by up to this share (0.2:
     by a factor of 1.2). `colour_db`: a random filter changes each octave by up to this number of decibels. `room` is
     the share of clips with reverberation, `blend` the share of clips that are mixed with another clip, which is at most
-    `blend_db` softer or louder. `reverse` is the share of clips that are played backwards. `cross` is the share of
-    clips whose spectrograms take a part of another clip: its lower or upper bands, or 30 to 100 % of its mean spectrum
-    or of the changes of its level. It requires `teacher.models`, which label the result, and
-    `teacher.label_weight` = 0.
+    `blend_db` softer or louder. `reverse` is the share of clips that are played backwards, with what fills them to
+    their length. `cross` is the share of clips whose spectrograms take a part of another clip: its lower or upper
+    bands, or 30 to 100 % of its mean spectrum or of the changes of its level. It requires `teacher.models`, which label
+    the result, and `teacher.label_weight` = 0.
 
     `mixstyle` is the probability with which the spectrograms of a batch exchange means and standard deviations in every
     band, in shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after

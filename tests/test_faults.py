@@ -35,7 +35,7 @@ from dymn.errors import DataError, ResourceError, WeightsError, resource_error
 from dymn.inference.discovery import Discovery
 from dymn.inference.journal import Journal, journal_path
 from dymn.models import pretrained
-from dymn.system.files import atomic_write, remove_folder
+from dymn.system.files import atomic_write, remove_folder, temporary_folder
 from dymn.system.memory import release_memory
 from dymn.weights import download, transfer
 from dymn.weights.registry import PublishedModel
@@ -238,18 +238,32 @@ def test_an_interruption_within_an_archive_stays_one(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interruption_while_a_folder_is_deleted_stays_one(tmp_path, monkeypatch):
-    (tmp_path / "work").mkdir()
+def interrupt_the_next_close(monkeypatch):
+    """Interrupt the next `os.close` after it has closed; `shutil.rmtree` then closes again, which is an error."""
     close = os.close
 
     def interrupted(descriptor):
         close(descriptor)
         monkeypatch.setattr("os.close", close)
-        raise KeyboardInterrupt  # `shutil.rmtree` then closes the descriptor again, which is an error
+        raise KeyboardInterrupt
 
     monkeypatch.setattr("os.close", interrupted)
+
+
+def test_an_interruption_while_a_folder_is_deleted_stays_one(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    interrupt_the_next_close(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         remove_folder(tmp_path / "work")
+
+
+def test_temporary_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(FileExistsError), temporary_folder() as folder:
+        folder.mkdir()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), temporary_folder():
+        interrupt_the_next_close(monkeypatch)
 
 
 def test_a_failed_write_after_an_interruption_is_not_taken_for_one(tmp_path):

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from dymn import Tagger
 from dymn.cli import app
 from dymn.errors import ConfigError, WeightsError
+from dymn.system.arrays import LEAST_IN_8_BITS
 from dymn.weights import convert, open_checkpoint
-from dymn.weights.format import LARGEST, SCALE, SMALL, _in_8_bits, read, serialise
+from dymn.weights.format import LARGEST, SCALE, _in_8_bits, read, serialise
 
 
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=5, max_side=6), elements=st.floats(-100, 100, width=32)))
@@ -37,10 +38,10 @@ def test_the_shipped_model_in_8_bits_tags_alike(tmp_path, monkeypatch):
     assert set(small.state) == set(whole.state)
     for name, values in whole.state.items():
         assert small.state[name].dtype == values.dtype and small.state[name].shape == values.shape
-        if values.ndim < 2 or values.size < SMALL:
+        if values.ndim < 2 or values.size < LEAST_IN_8_BITS:
             np.testing.assert_allclose(small.state[name], values, rtol=1e-3, atol=1e-7, err_msg=name)
     everything = tmp_path / "everything.safetensors"
-    monkeypatch.setattr("dymn.weights.format.SMALL", 0)
+    monkeypatch.setattr("dymn.weights.format.LEAST_IN_8_BITS", 0)
     convert("dymn04_open", everything, int8=True)
     rng = np.random.default_rng(0)
     t = np.arange(320_000) / 32_000

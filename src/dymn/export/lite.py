@@ -6,10 +6,8 @@ import contextlib
 import io
 import json
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +21,7 @@ from dymn.export.program import Program
 from dymn.models.mobilenet import MobileNet
 from dymn.runtime.fused import fuse
 from dymn.system.extras import needing
+from dymn.system.files import temporary_folder
 
 
 def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
@@ -55,8 +54,8 @@ def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
         import litert_torch
 
     def lower(network: nn.Module, example: Tensor) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.tflite"
+        with temporary_folder() as folder:
+            path = folder / "model.tflite"
             with contextlib.redirect_stdout(sys.stderr):  # it prints its steps
                 litert_torch.convert(network, (example,)).export(str(path))
             return path.read_bytes()

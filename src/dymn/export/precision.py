@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +13,19 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dymn.export.nodes import EXACT
+from dymn.system.arrays import LEAST_IN_8_BITS
 from dymn.system.extras import needing
+from dymn.system.files import temporary_folder
 
 SMALL = 256
 """Constants of fewer values stay in float32."""
-SENSITIVE = 4096
-"""Constants of fewer values are stored in fp16 instead of int8, as in checkpoints (`dymn.weights.format.SMALL`)."""
 FEW = 16
 """Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would
 not pay.
 """
 WORTHWHILE = 1024
 """Static pointwise convolutions of fewer weights are not computed in integers: they are sensitive, and no faster. Their
-inputs and outputs matter more than their weights, so this is not `SENSITIVE`.
+inputs and outputs matter more than their weights, so this is not `LEAST_IN_8_BITS`.
 """
 
 
@@ -50,7 +48,7 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
             continue
         # [..., C_out, C_in, k, k] or [C_out, C_in]
         per_output = math.prod(values.shape[-3:]) if values.ndim > 3 else values.shape[-1]
-        if precision == "fp16" or per_output < FEW or values.size < SENSITIVE:
+        if precision == "fp16" or per_output < FEW or values.size < LEAST_IN_8_BITS:
             kept.append(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_fp16"))
             widened.append(helper.make_node("Cast", [kept[-1].name], [tensor.name], to=TensorProto.FLOAT))
             continue
@@ -103,8 +101,8 @@ def compute_in_integers(
     level = root.level
     root.setLevel(logging.ERROR)  # it advises on the root logger
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "integers.onnx"
+        with temporary_folder() as folder:
+            path = folder / "integers.onnx"
             quantization.quantize_static(
                 model,
                 path,

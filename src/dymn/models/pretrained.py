@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from dymn.config import ModelCard, ModelConfig
 from dymn.errors import ConfigError, WeightsError
 from dymn.system.arrays import Array
 from dymn.system.extras import needing
+from dymn.system.files import temporary_folder
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.format import STORAGE_TYPES, Stored, check_finite, save_folder
 from dymn.weights.format import save as save_stored
@@ -142,7 +142,7 @@ class Pretrained(nn.Module):
             from huggingface_hub import HfApi
 
         api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.save_pretrained(folder, dtype=dtype)
             try:
                 api.create_repo(repository, private=private, exist_ok=True)

@@ -75,6 +75,19 @@ def remove_folder(path: str | Path) -> None:
         raise
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Create a folder for temporary files, which is deleted at the end.
+
+    Unlike `tempfile.TemporaryDirectory`, it raises an interruption during the deletion (see `remove_folder`).
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dymn-"))
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)
+
+
 def _interruption_behind(error: BaseException, outside: BaseException | None) -> KeyboardInterrupt | None:
     """Return the interruption that another error hides, such as that of an incomplete zip file, but not `outside`."""
     behind = error.__context__

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
 from dymn.errors import ConfigError, UnknownModelError, WeightsError
-from dymn.system.arrays import Array
+from dymn.system.arrays import LEAST_IN_8_BITS, Array
 from dymn.weights.files import MAX_FILE, WeightsFile, read_file, write_file
 
 FORMAT = 1
@@ -32,7 +32,6 @@ MAX_BLOCKS = 256
 STORAGE_TYPES = ("float32", "float16", "bfloat16", "int8")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I8": np.int8}
 SCALE = ".scale"  # ends the name of the array that an 8-bit one is multiplied with
-SMALL = 4096  # values; smaller arrays are not stored in 8 bits
 LARGEST = 127  # of 8 bits, with sign; -128 is not used
 COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
 BUFFERS = (COUNTER, "running_mean", "running_var", "frequencies")  # ends of names of arrays that no optimiser changes
@@ -56,8 +55,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
 
     Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
     every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
-    Arrays of fewer than `SMALL` values are stored in half precision: they need little memory, and those of the first
-    blocks would cause most of the error.
+    Arrays of fewer than `LEAST_IN_8_BITS` values are stored in half precision.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
@@ -72,7 +70,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
                 f"{path} was not written: {name} contains values that are not finite. The training has diverged."
             )
         wanted = dtype if values.ndim >= 2 else "float32"
-        if wanted == "int8" and values.size < SMALL:
+        if wanted == "int8" and values.size < LEAST_IN_8_BITS:
             wanted = "float16"
         if wanted == "int8":
             entries[name], entries[name + SCALE] = _in_8_bits(values)

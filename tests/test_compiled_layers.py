@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn import create_model
-from dymn.models.layers.attention import weighed
+from dymn.models.layers.attention import weighted
 from dymn.models.layers.depthwise import depthwise
 from dymn.models.layers.dyrelu import maximum_of_maps
 from dymn.models.layers.operation import Operation
@@ -74,7 +74,7 @@ def test_coordinate_weights(n_clips, n_channels, n_bands, n_frames, n_threads):
         torch.rand(n_clips, n_channels, n_bands, 1, generator=generator),
         torch.rand(n_clips, n_channels, 1, n_frames, generator=generator),
     )
-    assert_same(weighed, naive_weights, (x, *weights), n_threads)
+    assert_same(weighted, naive_weights, (x, *weights), n_threads)
 
 
 @pytest.mark.parametrize("form", ["relu", "weights"])
@@ -85,12 +85,12 @@ def test_without_compiled_code(form, size, no_compiled_code):
     if form == "relu":
         assert_same(maximum_of_maps, naive_maximum, (x, *coefficients))
     else:
-        assert_same(weighed, naive_weights, (x, x[..., :1].sigmoid(), x[:, :, :1].sigmoid()))
+        assert_same(weighted, naive_weights, (x, x[..., :1].sigmoid(), x[:, :, :1].sigmoid()))
 
 
 def test_shapes_that_broadcast_are_left_to_pytorch():
     x, slopes, frequency = torch.randn(2, 3, 5, 7), torch.randn(1, 3, 2), torch.rand(2, 1, 5, 1)
-    assert torch.equal(weighed(x, frequency, torch.ones(1)), x * frequency)
+    assert torch.equal(weighted(x, frequency, torch.ones(1)), x * frequency)
     assert torch.allclose(maximum_of_maps(x, slopes, -slopes), naive_maximum(x, slopes, -slopes), atol=1e-6)
 
 
@@ -115,7 +115,7 @@ def gradients(model, log_mel):
 def test_exported_operations_take_any_number_of_clips():
     class Operations(torch.nn.Module):
         def forward(self, x, kernel, coefficients, frequency, time):
-            return weighed(maximum_of_maps(depthwise(x, kernel, 1), coefficients, coefficients), frequency, time)
+            return weighted(maximum_of_maps(depthwise(x, kernel, 1), coefficients, coefficients), frequency, time)
 
     shapes = ((8, 6, 7), (8, 3, 3), (8, 2), (8, 6, 1), (8, 1, 7))
     given = tuple(torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)) for shape in shapes)
@@ -186,7 +186,7 @@ def test_maps_in_any_layout(layout):
     x = torch.randn(2, 4, 9, 11, generator=generator).to(memory_format=layout)
     kernel, slopes = torch.randn(2, 4, 3, 3, generator=generator), torch.randn(2, 4, 2, generator=generator)
     weights = torch.rand(2, 4, 9, 1, generator=generator), torch.rand(2, 4, 1, 11, generator=generator)
-    for operation, arguments in ((depthwise, (kernel, 2)), (maximum_of_maps, (slopes, -slopes)), (weighed, weights)):
+    for operation, arguments in ((depthwise, (kernel, 2)), (maximum_of_maps, (slopes, -slopes)), (weighted, weights)):
         assert torch.allclose(operation(x, *arguments), operation.equation(x.contiguous(), *arguments), atol=1e-5)
 
 

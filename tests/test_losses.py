@@ -42,7 +42,7 @@ def case():
 
 
 def distillation_loss(logits, made, *, label_weight, **settings):
-    return loss_terms(logits, made, label_weight=label_weight, **settings).weighed(label_weight)
+    return loss_terms(logits, made, label_weight=label_weight, **settings).weighted(label_weight)
 
 
 def targets(labels, teacher, *, mask=None, has_teacher=None, kind="bce") -> Targets:

@@ -47,8 +47,8 @@ def pooled_scores(nodes: Nodes, features: str, head: AttentionPoolingHead) -> st
     bounds = (nodes.constant(np.array(value), exact=True) for value in (head.EPSILON, 1 - head.EPSILON))
     share = nodes.op("Clip", nodes.op("Sigmoid", attention), *bounds)
     axis = nodes.constant(np.array([1]))
-    weighed = nodes.op("ReduceSum", nodes.op("Mul", share, scores), axis, keepdims=0)
-    pooled = nodes.op("Div", weighed, nodes.op("ReduceSum", share, axis, keepdims=0))
+    weighted = nodes.op("ReduceSum", nodes.op("Mul", share, scores), axis, keepdims=0)
+    pooled = nodes.op("Div", weighted, nodes.op("ReduceSum", share, axis, keepdims=0))
     return str(nodes.op("ReduceSum", nodes.op("Mul", pooled, constant(nodes, head.weights[:, None])), axis, keepdims=0))
 
 

@@ -192,7 +192,7 @@ class _Block:
         y = self._stage(x, expand[0]) if expand else x
         y = self._stage(y, depthwise, (block.kernel_size, block.stride, block.time_stride))
         if isinstance(block.attention, Coordinates):
-            y = self._weighed(y, block.attention, context)
+            y = self._weighted(y, block.attention, context)
         elif isinstance(block.attention, WholeMap):
             y = self._whole(y, block.attention.source, context, len(depthwise.bias))
         y = self._stage(y, project)
@@ -220,7 +220,7 @@ class _Block:
         means = self.nodes.op("Flatten", self.nodes.op("GlobalAveragePool", x))
         return linear(self.nodes, self.nodes.op("Relu", linear(self.nodes, means, squeeze)), head)
 
-    def _weighed(self, x: str, attention: Coordinates, context: ContextNames | None) -> str:
+    def _weighted(self, x: str, attention: Coordinates, context: ContextNames | None) -> str:
         """Add Coordinate Attention in full or along one axis."""
         for name in ("time", "frequency"):
             if name in attention.axes:
@@ -233,7 +233,7 @@ class _Block:
         """Add an attention that needs the whole map."""
         if isinstance(source, OriginalCoordinateAttention):
             parts = folded_original(source)
-            return self._weighed(x, Coordinates(parts, stride=1), self._context(x, Summary(parts)))
+            return self._weighted(x, Coordinates(parts, stride=1), self._context(x, Summary(parts)))
         place = torch.zeros(1, channels, 1, 1)
         point = torch.zeros(1, 0 if self.block.context is None else self.block.context.frequency.out_features, 1, 1)
         example = None if context is None else Context(point[..., 0, 0], point, point)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dymn.architectures import OWN_REDUCTIONS, check_block
 from dymn.config import BlockConfig
 from dymn.models.layers import CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
-from dymn.models.layers.attention import build_attention, weighed
+from dymn.models.layers.attention import build_attention, weighted
 from dymn.models.layers.context import BatchNorm2d
 from dymn.models.layers.depthwise import depthwise
 from dymn.models.layers.dyrelu import maximum_of_maps
@@ -16,7 +16,7 @@ from dymn.native import gradients, norm
 
 depthwise.install(gradients.fits_depthwise, gradients.depthwise)
 maximum_of_maps.install(gradients.fits_maximum, gradients.maximum)
-weighed.install(gradients.fits_weighed, gradients.weighed)
+weighted.install(gradients.fits_weighted, gradients.weighted)
 normalised.install(norm.fits_normalised, norm.normalised)
 
 

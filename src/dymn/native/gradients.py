@@ -164,14 +164,14 @@ def _maximise(x: Tensor, slopes: Tensor, intercepts: Tensor, **results: Tensor |
     call("dymn_maximum", _MAXIMUM, {**given, **results, **sizes})
 
 
-def fits_weighed(x: Tensor, frequency: Tensor, time: Tensor) -> bool:
+def fits_weighted(x: Tensor, frequency: Tensor, time: Tensor) -> bool:
     """Return whether there is compiled code for a map [B, C, F, T] and weights [B, C, F, 1] and [B, C, 1, T]."""
     if not is_compiled(x, frequency, time):
         return False
     return frequency.shape == (*x.shape[:3], 1) and time.shape == (*x.shape[:2], 1, x.shape[3])
 
 
-def weighed(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
+def weighted(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
     """Multiply [B, C, F, T] by weights [B, C, F, 1] and [B, C, 1, T], reading the map once for all gradients."""
     return _Weighed.apply(x, frequency, time)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -106,7 +106,7 @@ class Terms(NamedTuple):
     label: Tensor | None
     teacher: Tensor | None
 
-    def weighed(self, label_weight: float) -> Tensor:
+    def weighted(self, label_weight: float) -> Tensor:
         """Return eq. 8: `label_weight` times the label loss plus the rest times the teacher loss."""
         parts = [(label_weight, self.label), (1.0 - label_weight, self.teacher)]
         return torch.stack([weight * term for weight, term in parts if term is not None]).sum()

@@ -135,7 +135,7 @@ class Step:
             smoothing=self.smoothing,
             weights=self.class_weights,
         )
-        loss = terms.weighed(self.label_weight)
+        loss = terms.weighted(self.label_weight)
         if self.has_teacher:
             self.terms = {f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None}
         if teacher_output is not None and self.teacher.feature_weight > 0:

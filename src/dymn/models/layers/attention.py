@@ -60,11 +60,11 @@ class CoordinateAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Weigh [B, C, F, T] along both axes."""
-        return weighed(x, *self.maps(context))
+        return weighted(x, *self.maps(context))
 
 
 @Operation
-def weighed(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
+def weighted(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
     """Multiply [B, C, F, T] by weights [B, C, F, 1] and [B, C, 1, T]."""
     return x * frequency * time
 

@@ -79,6 +79,47 @@ def test_a_selection_table_of_each_recording(clips, tmp_path):
     assert printed.splitlines()[0].split("\t")[:2] == ["Selection", "View"] and "Dog" in printed
 
 
+def test_the_channel_that_was_read(tmp_path):
+    dog, rate = soundfile.read(EXAMPLES / "dog.ogg")
+    soundfile.write(tmp_path / "stereo.wav", np.stack([np.zeros_like(dog), dog], 1), rate)
+    for channel, number in (("right", "2"), ("2", "2"), ("loudest", "2"), ("mix", "1")):
+        words = ("tag", tmp_path / "stereo.wav", *CHOSEN, "--channel", channel)
+        table = tmp_path / "table.txt"
+        assert run(*words, "--format", "raven", "--output", table).exit_code == 0
+        assert {row["Channel"] for row in selections(table)} == {number}
+        (task,) = json.loads(run(*words, "--format", "label-studio").stdout)
+        wanted = {None} if channel == "mix" else {int(number) - 1}
+        assert {one["value"].get("channel") for one in task["predictions"][0]["result"]} == wanted
+        lines = run("events", *words[1:], "--format", "rttm").stdout.splitlines()
+        assert lines and {line.split()[2] for line in lines} == {number}
+
+
+def test_every_label_that_reaches_the_threshold_is_a_selection(clips):
+    words = ("tag", clips / "a dog.wav", "--model", "dymn04_open", "--threshold", 0.005)
+    some, every = (run(*words, *more, "--format", "raven").stdout.splitlines()[1:] for more in (("-k", 10), ()))
+    assert len(some) == 10 < len(every)
+    refused = run("tag", clips / "a dog.wav", "--model", "dymn04_open", "--format", "audacity")
+    assert refused.exit_code == 2 and "Give a threshold" in refused.stderr
+    assert len(run(*words[:-2], "-k", 1, "--format", "audacity").stdout.splitlines()) == 1
+
+
+def test_label_tracks_of_recordings_with_the_same_name(clips, tmp_path):
+    for site in ("a", "b"):
+        (tmp_path / "sites" / site).mkdir(parents=True)
+        shutil.copy(clips / "a dog.wav", tmp_path / "sites" / site / "night.wav")
+    words = ("tag", tmp_path / "sites", *CHOSEN, "--format", "audacity", "--output")
+    assert run(*words, tmp_path / "sites").exit_code == 0  # next to their recordings
+    found = {one.recording for one in read_annotations(tmp_path / "sites")}
+    assert found == {tmp_path / "sites" / site / "night.wav" for site in ("a", "b")}
+
+
+def test_one_label_track_in_a_folder(clips, tmp_path):
+    (tmp_path / "old").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        done = run("tag", clips / "a dog.wav", *CHOSEN, "--format", "audacity", "--output", folder)
+        assert done.exit_code == 0 and [path.name for path in folder.iterdir()] == ["a dog.txt"], done.output
+
+
 def test_label_tracks_are_read_as_they_were_written(clips, tmp_path):
     track = tmp_path / "a dog.txt"
     assert run("events", clips / "a dog.wav", *CHOSEN, "--format", "audacity", "--output", track).exit_code == 0

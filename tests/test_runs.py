@@ -233,7 +233,7 @@ def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, cl
     ],
 )
 def test_every_format_says_which_recordings_were_read_in_part(command, format, clips, tmp_path):
-    folder, output = tmp_path / "in", tmp_path / "out"
+    folder, output = tmp_path / "in", tmp_path / ("out.txt" if format == "audacity" else "out")
     folder.mkdir()
     whole = (clips / "a.wav").read_bytes()
     (folder / "cut.wav").write_bytes(whole[:16_044])
@@ -243,7 +243,7 @@ def test_every_format_says_which_recordings_were_read_in_part(command, format, c
     asked = [command, *sources, "-m", "dymn04_open", "-f", format, "--partial", *nothing_found]
     done = run(*asked, "-o", output)
     assert done.exit_code == 0 and "1 recording(s) are damaged and were read partially" in done.stderr, done.output
-    report = tmp_path / "out.failed.jsonl"
+    report = tmp_path / f"{output.name}.failed.jsonl"
     if format == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet").read_table(output)
         marked = [row.get("error") or "" for row in parquet.to_pylist() if row["file"].endswith("cut.wav")]

@@ -195,6 +195,8 @@ def test_segments_of_a_run_agree_with_its_events(tmp_path):
     best = run("tag", EXAMPLES / "dog.ogg", *CHOSEN, "--segments", tmp_path / "tags", "--segments-per-class", 1)
     assert best.exit_code == 0 and "Dog" in best.stdout
     assert [row["label"] for row in index(tmp_path / "tags")] == ["Dog"]
+    kept = run("tag", EXAMPLES / "dog.ogg", *CHOSEN, "-o", tmp_path / "tags.csv", "--segments", tmp_path / "kept")
+    assert kept.exit_code == 0 and [row["label"] for row in index(tmp_path / "kept")] == ["Dog"]
 
 
 def test_what_cannot_be_cut_is_refused_before_anything_is_computed(tmp_path):

@@ -326,7 +326,7 @@ def open_journal(case: tuple[str, Any], folder: Path) -> bool:
     path = journal_path(folder / "out.csv")
     if kind == "bytes":
         path.write_bytes(inputs.edited(path.read_bytes(), value))
-    packed = tags(per_window=True)
+    packed = tags(windows=True)
     with Journal(folder / "out.csv", SETTINGS) as journal:
         journal.find(Discovery([str(folder / "clips")]))
         for task in journal.to_do():

@@ -37,10 +37,12 @@ class Notes:
     Attributes:
         lines: sentences without the name of the recording, each once.
         partial: whether a part of the recording is missing because of damage.
+        channel: the number of the only channel that is read, None if all are mixed.
     """
 
     lines: list[str] = field(default_factory=list)
     partial: bool = False
+    channel: int | None = None
     _plain: dict[str, str] = field(default_factory=dict)
 
     def add(self, note: str, advice: str = "") -> None:

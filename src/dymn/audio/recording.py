@@ -97,6 +97,8 @@ def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[
             f"it is ambisonic: the first of its {decoder.channels} channels, which is omnidirectional, is read."
         )
         channel = "1"
+    if channel != "mix":
+        report.notes.channel = channel_index(channel, decoder.channels, report.name) + 1
     levels, place = Levels(), 0.0
     resampler: Resampler | None = None
     rate_before = decoder.rate

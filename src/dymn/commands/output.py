@@ -127,6 +127,6 @@ def free_name(name: str, used: set[str]) -> str:
     number = 1
     while name.casefold() in used:
         number += 1
-        name = f"{path.stem}-{number}{path.suffix}"
+        name = str(path.with_stem(f"{path.stem}-{number}"))
     used.add(name.casefold())
     return name

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
@@ -222,7 +223,8 @@ def stream(
 
     separately = _separately(given.output, name, len(found))
     with report(given, form.layout, name, damaged) as listed:
-        write(listed(seen(with_errors(), form.layout, cutter)), form, name, given.output, separately)
+        results = listed(seen(with_errors(), form.layout, cutter))
+        write(results, form, name, given.output, stems(found) if separately else None)
     if bad and total > 1:
         note(f"{len(bad):,} of {total:,} recordings failed.", given.quiet)
     return len(bad)
@@ -250,6 +252,7 @@ def resume(
         "command": given.command,
         "backend": given.backend,
         "precision": given.precision,
+        "per_window or segments": form.kind.holds_windows,
     }
     with Journal(output, settings, fresh=given.fresh, retry=given.retry_failed) as journal:
         if journal.was_complete:
@@ -355,9 +358,10 @@ def check_output(output: Path | None, name: str, count: int) -> None:
 
 def _separately(output: Path | None, name: str, count: int) -> bool:
     """Whether each recording gets a file of its own in a folder, which is to have no ending if it is new."""
-    if name == "raven" and output is not None and count:
-        return output.is_dir() or not (output.suffix or output.exists())
-    return name == "audacity" and count > 1
+    if name == "audacity" and count > 1:
+        return True
+    is_meant = output is not None and (output.is_dir() or not (output.suffix or output.exists()))
+    return name in ("audacity", "raven") and is_meant and count > 0
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
@@ -367,17 +371,32 @@ def default_workers(threads: int | None, recordings: int) -> int:
     return max(1, min(available_cpus(), recordings, threads or recordings))
 
 
-def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, separately: bool) -> None:
-    """Write results to a file or standard output, or separately to files in a folder."""
-    if separately and output is not None:
+def stems(found: Sequence[Path | str]) -> dict[str, Path]:
+    """Return the paths of the files of recordings, without their endings, by the recordings' names.
+
+    A path is the stem of the recording, below the recording's folder if several recordings have the same stem.
+    """
+    paths = [Path(os.path.abspath(path)) for path in found]
+    alike = len({path.stem.casefold() for path in paths}) < len(paths)
+    levels = zip(*(path.parent.parts for path in paths), strict=False)
+    shared = max(1, sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels)))  # at least the root
+    places = {}
+    for name, path in zip(found, paths, strict=True):
+        stem = source_name(path.stem).encode()[:LONGEST_STEM].decode("utf-8", "ignore")
+        places[source_name(name)] = Path(*path.parent.parts[shared:] if alike else (), stem)
+    return places
+
+
+def write(
+    found: Iterable[R], form: Form[R], name: str, output: Path | None, separately: Mapping[str, Path] | None
+) -> None:
+    """Write results to a file or standard output, or to files in a folder with the paths `separately`, see `stems`."""
+    if separately is not None and output is not None:
         used: set[str] = set()
         for result in found:
             if result.error is None:
                 ending = ".selections.txt" if name == "raven" else ".txt"
-                stem = (
-                    Path(result.name).stem.encode("utf-8", "surrogateescape")[:LONGEST_STEM].decode("utf-8", "ignore")
-                )
-                path = output / free_name(f"{stem}{ending}", used)
+                path = output / free_name(f"{separately[result.name]}{ending}", used)
                 with binary_output(path) as file:
                     write_file([result], form.layout, form.origin, name, file)
     elif output is None:

@@ -30,9 +30,16 @@ def tag(
     paths: options.Paths = None,
     model: options.Model = None,
     top_k: Annotated[
-        int,
-        number_option("Report at most this many labels, best first; 0 reports all.", WHAT, "--top-k", "-k", least=0),
-    ] = 10,
+        int | None,
+        number_option(
+            "Report at most this many labels, best first; 0 reports all. The default is 10, but 0 with --segments and "
+            "with the formats audacity, raven and label-studio.",
+            WHAT,
+            "--top-k",
+            "-k",
+            least=0,
+        ),
+    ] = None,
     threshold: options.Threshold = 0.0,
     labels: options.Labels = None,
     exclude: options.Exclude = None,
@@ -123,6 +130,7 @@ def tag(
     from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
+    from dymn.inference.formats.writers import PASSAGES, choose
     from dymn.inference.runs import tags
     from dymn.inference.selection import TagSettings
 
@@ -136,8 +144,14 @@ def tag(
         raise ConfigError("--plot cannot be combined with --speed. Leave one of them out.")
     note_gaps(window, hop, quiet)
     reading = read_settings(channel, track, gain, speed, band, partial, clock)
+    finds_passages = segments is not None or choose(TAGS, format, output) in PASSAGES
+    if finds_passages and top_k is None and threshold == 0:
+        raise ConfigError(
+            "--segments and the formats audacity, raven and label-studio report every passage in which a label reaches "
+            "--threshold. Give a threshold, such as --threshold 0.3, or the number of labels of a window with --top-k."
+        )
     settings = TagSettings(
-        top_k,
+        (0 if finds_passages else 10) if top_k is None else top_k,
         threshold,
         tuple(labels or ()),
         tuple(exclude or ()),
@@ -155,6 +169,7 @@ def tag(
         ray, fresh, retry_failed, quiet, draws=plot is not None, read=settings, labels=words,
     )  # fmt: skip
 
+    windows = per_window or segments is not None
     pictures = None if plot is None else Pictures(plot, settings)
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
@@ -170,7 +185,7 @@ def tag(
     done = run(
         given,
         TAGS,
-        lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
+        lambda tagger: Form(TAGS.of(settings), tags(windows), describe(tagger, model, parameters, per_window)),
         files,
         check,
         cutter_of(segments, segments_per_class, given.paths, ray, settings),

@@ -38,11 +38,13 @@ class Kind(Generic[R]):
         pack: from a result to bytes, which hold all of it that is written to the output, but for its channel.
         unpack: from name, seconds and those bytes to a result that is written in the same way.
         result: the class of results.
+        holds_windows: whether `pack` keeps the tags of windows.
     """
 
     pack: Callable[[R], bytes]
     unpack: Callable[[str, float, bytes], R]
     result: type[R]
+    holds_windows: bool = False
 
 
 def compute(
@@ -134,13 +136,13 @@ def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
         yield from unpacked
 
 
-def tags(per_window: bool) -> Kind[Recording]:
-    """Return how tags are stored: those of recordings, and with `per_window` those of their windows."""
+def tags(windows: bool) -> Kind[Recording]:
+    """Return how tags are stored: those of recordings, and with `windows` those of their windows."""
 
     def pack(found: Recording) -> bytes:
         whole = [(tag.label, tag.score) for tag in found.tags]
-        windows = found.timeline if per_window else ()
-        parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in windows]
+        timeline = found.timeline if windows else ()
+        parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in timeline]
         return _packed([whole, parts, _info_of(found)])
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
@@ -151,7 +153,7 @@ def tags(per_window: bool) -> Kind[Recording]:
         tags = _tags(whole, 0.0, seconds)
         return Recording(name, seconds, tags, timeline, **_restored(*info))
 
-    return Kind(pack, unpack, Recording)
+    return Kind(pack, unpack, Recording, windows)
 
 
 def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[Tag]:
@@ -174,13 +176,15 @@ def events() -> Kind[EventRecording]:
 
 def _info_of(found: RecordingInfo) -> list[Any]:
     begin = found.begin
-    return [found.notes, found.partial, None if begin is None else [begin.time.isoformat(), begin.source]]
+    when = None if begin is None else [begin.time.isoformat(), begin.source]
+    return [found.notes, found.partial, when, found.read_channel]
 
 
-def _restored(notes: Iterable[str], partial: bool, begin: list[str] | None) -> dict[str, Any]:
+def _restored(notes: Iterable[str], partial: bool, begin: list[str] | None, read_channel: int | None) -> dict[str, Any]:
     """Return the fields of `RecordingInfo`, but for the channel."""
     when = None if begin is None else Begin(datetime.fromisoformat(begin[0]), str(begin[1]))
-    return {"notes": tuple(map(str, notes)), "partial": bool(partial), "begin": when}
+    number = None if read_channel is None else int(read_channel)
+    return {"notes": tuple(map(str, notes)), "partial": bool(partial), "begin": when, "read_channel": number}
 
 
 def _packed(value: Any) -> bytes:

@@ -47,12 +47,14 @@ class RecordingInfo:
         partial: whether damaged parts are missing; only with the setting `partial`.
         channel: the channel, if there is one result per channel.
         begin: absolute start of the recording; only with the setting `clock`.
+        read_channel: number of the only channel that was read, None if all were mixed.
     """
 
     notes: tuple[str, ...] = ()
     partial: bool = False
     channel: Channel | None = None
     begin: Begin | None = None
+    read_channel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,13 @@ class Opened:
 
     def info(self) -> dict[str, Any]:
         """Return the fields of `RecordingInfo`."""
-        lines, partial = tuple(self.notes.lines), self.notes.partial
-        return {"notes": lines, "partial": partial, "channel": self.channel, "begin": self.begin}
+        return {
+            "notes": tuple(self.notes.lines),
+            "partial": self.notes.partial,
+            "channel": self.channel,
+            "begin": self.begin,
+            "read_channel": self.notes.channel,
+        }
 
 
 class Shared:

@@ -63,12 +63,13 @@ def raven(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[s
             continue
         seconds, high = _extent(result, float(origin.parameters.get("speed", 1)))
         channel = result.channel or Channel(1, 1)
+        number = result.read_channel or 1
         path = _cell(os.path.abspath(result.name) if os.path.exists(result.name) else result.name)
         for span in layout.spans(result):
             begin, end = before + span.start, before + span.end
             time = "\t" + (result.begin.at(span.start) if result.begin else "") if clock else ""
             yield (
-                f"{next(numbers)}\tSpectrogram 1\t{channel.number}\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t{path}\t"
+                f"{next(numbers)}\tSpectrogram 1\t{number}\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t{path}\t"
                 f"{span.start:.6f}\t{_cell(span.label)}\t{span.score:.4f}{time}\n"
             )
         before += seconds if channel.number == channel.of else 0.0
@@ -82,7 +83,7 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
     before = "[\n"
     for number, result in enumerate(result for result in results if result.error is None):
         spans = list(layout.spans(result))
-        channel = {"channel": result.channel.number - 1} if result.channel else {}
+        channel = {} if result.read_channel is None else {"channel": result.read_channel - 1}
         regions = [
             {
                 "id": f"{number}_{place}",

@@ -71,9 +71,8 @@ def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[st
     for result in results:
         name = _field(result.name)
         for span in layout.spans(result) if result.error is None else ():
-            times = f"{span.start:.3f} {span.end - span.start:.3f}"
-            channel = result.channel.number if result.channel else 1
-            yield f"SPEAKER {name} {channel} {times} <NA> <NA> {_field(span.label)} {span.score:.4f} <NA>\n"
+            place = f"{result.read_channel or 1} {span.start:.3f} {span.end - span.start:.3f}"
+            yield f"SPEAKER {name} {place} <NA> <NA> {_field(span.label)} {span.score:.4f} <NA>\n"
 
 
 def parquet(results: Iterable[R], layout: Layout[R], origin: Origin, file: BinaryIO) -> None:
@@ -128,6 +127,8 @@ TEXT: dict[str, Pieces] = {
 BINARY: dict[str, ToFile] = {"parquet": parquet, "npy": npy}
 ROWS = ("json", "jsonl", "csv", "parquet", "npy")
 """Formats for programs, which hold each recording by itself."""
+PASSAGES = ("audacity", "raven", "label-studio")
+"""Formats of tags that have passages instead of windows."""
 
 
 def marks_damage(layout: Layout[Any], name: str) -> bool:

@@ -144,18 +144,14 @@ def test_audacity_labels(model, clips, tmp_path):
     start, end, label = done.stdout.strip().split("\t")
     assert (float(start), float(end)) == (0, 1)
     assert label in LABELS
-    refused = run("tag", clips, "-m", model, "-f", "audacity")
+    refused = run("tag", clips, "-m", model, "-f", "audacity", "-k", 10)
     assert refused.exit_code == 2
     assert "folder" in refused.stderr
     (clips / "below").mkdir()
     soundfile.write(clips / "below" / "clip0.wav", np.zeros(RATE), RATE)
-    assert run("tag", clips, "-m", model, "-f", "audacity", "-o", tmp_path / "tracks").exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "tracks").iterdir()) == [
-        "clip0-2.txt",
-        "clip0.txt",
-        "clip1.txt",
-        "clip2.txt",
-    ]
+    assert run("tag", clips, "-m", model, "-f", "audacity", "-k", 1, "-o", tmp_path / "tracks").exit_code == 0
+    tracks = sorted(path.relative_to(tmp_path / "tracks").as_posix() for path in (tmp_path / "tracks").rglob("*.txt"))
+    assert tracks == ["below/clip0.txt", "clip0.txt", "clip1.txt", "clip2.txt"]
 
 
 def test_failures_leave_the_others_and_give_exit_code_1(model, clips, tmp_path):

@@ -80,7 +80,8 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
     ],
 )
 def test_a_format_against_the_ending_has_a_note(tmp_path, command, output, name, told):
-    done = run(command, "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output, "--format", name)
+    words = [command, "clips/knock/0.wav", "-m", "same.safetensors", *["-k", 1] * (command == "tag")]
+    done = run(*words, "-o", tmp_path / output, "--format", name)
     assert done.exit_code == 0
     assert told in done.stderr and ("as --format requests" in done.stderr) == bool(told)
 

@@ -215,6 +215,8 @@ def test_label_tracks_of_recordings_that_cannot_be_read(model, tmp_path, command
             tmp_path / "two.wav",
             "-m",
             model,
+            "--threshold",
+            0.3,
             "--format",
             "audacity",
             "-o",

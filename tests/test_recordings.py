@@ -1,6 +1,7 @@
 """How recordings are read: lists, channels, tracks, gain, speed, bands, clocks; in tags, events and embeddings."""
 
 import base64
+import codecs
 import csv
 import io
 import itertools
@@ -75,6 +76,10 @@ def test_files_from_a_list(tmp_path, join):
     assert [row["file"] for row in rows(tmp_path / "tags.csv")] == names
     piped = run("tag", names[0], "--files-from", "-", *MODEL, "-f", "json", stdin=join.join(names[1:]).encode())
     assert [recording["file"] for recording in json.loads(piped)["recordings"]] == names
+    marked = codecs.BOM_UTF8 + join.join(names[:2]).encode()
+    (tmp_path / "list").write_bytes(marked)
+    printed = run("tag", "--files-from", tmp_path / "list", *MODEL, "-f", "json")
+    assert [recording["file"] for recording in json.loads(printed)["recordings"]] == names[:2]
 
 
 def test_lists_that_cannot_be_used(tmp_path):

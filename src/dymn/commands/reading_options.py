@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import unicodedata
@@ -128,6 +129,7 @@ def _entries(data: bytes, name: str) -> list[str]:
     Raises:
         ConfigError: if an entry is neither text nor an existing path: the file may be a recording instead of a list.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)  # which some editors write
     parts = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
     listed = list[str]()
     for part in parts:

@@ -290,7 +290,7 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
     (tmp_path / "b" / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b" / "loop.wav").symlink_to("loop.wav")
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        lost = find(journal, "b/1.wav", ".", tmp_path, "nowhere*", "gone.wav")
+        lost = find(journal, "b/1.wav", "b/a/../1.wav", ".", tmp_path, "nowhere*", "gone.wav")
         found = [task.name for task in journal.to_do()]
     assert [name for name, _ in lost] == ["nowhere*"]
     assert found == [

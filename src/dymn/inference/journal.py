@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dymn.errors import ConfigError, DataError
-from dymn.inference.discovery import Listed, identity
+from dymn.inference.discovery import Listed, identity, whole
 
 FORMAT = 5
 COMMIT_SECONDS = 1.0
@@ -317,7 +317,7 @@ class Journal:
 def _row(listed: Listed) -> tuple[bytes, bytes, bytes, int, int]:
     """Return a row of the table of recordings, whose places are in the order of the parts of paths."""
     given = Path(listed.path)
-    name, path = os.fsencode(given), os.fsencode(given.absolute())
+    name, path = os.fsencode(given), os.fsencode(whole(given))
     place = struct.pack(">I", listed.number) + b"\0".join(map(os.fsencode, given.parts))
     return place, name, path, *stamp(path)
 

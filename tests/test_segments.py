@@ -206,6 +206,9 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_computed(tmp_path):
     assert refused.exit_code == 2 and "is not empty" in refused.stderr
     refused = run("tag", "-", *CHOSEN, "--segments", tmp_path / "new")
     assert refused.exit_code == 2 and "reads recordings again" in refused.stderr
+    for command in ("tag", "events"):
+        refused = run(command, EXAMPLES / "dog.ogg", *CHOSEN, "--segments-per-class", 100)
+        assert refused.exit_code == 2 and "needs --segments FOLDER" in refused.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")

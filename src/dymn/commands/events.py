@@ -49,7 +49,7 @@ def events(
         ),
     ] = None,
     segments: options.Segments = None,
-    segments_per_class: options.SegmentsPerClass = 100,
+    segments_per_class: options.SegmentsPerClass = None,
     method: event_options.EventMethod = None,
     threshold: event_options.EventThreshold = None,
     off_threshold: event_options.OffThreshold = None,

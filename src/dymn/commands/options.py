@@ -273,9 +273,12 @@ Segments = Annotated[
     ),
 ]
 SegmentsPerClass = Annotated[
-    int,
+    int | None,
     number_option(
-        "Extract at most this many segments per label, those with the highest scores; 0 extracts all.", WHAT, least=0
+        "Extract at most this many segments per label, those with the highest scores; 0 extracts all. The default is "
+        "100.",
+        WHAT,
+        least=0,
     ),
 ]
 WindowOption = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]

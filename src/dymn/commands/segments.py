@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dymn.audio.settings import ReadSettings
     from dymn.inference.segments import SegmentCutter
 
+PER_LABEL = 100
+"""How many segments of each label are extracted by default."""
+
 
 def seen(found: Iterable[R], layout: Layout[R], cutter: SegmentCutter | None) -> Iterator[R]:
     """Yield results unchanged, and add their passages to the cutter."""
@@ -38,10 +41,16 @@ def cut(cutter: SegmentCutter | None, quiet: bool) -> int:
 
 
 def cutter_of(
-    folder: Path | None, per_label: int, paths: Sequence[str], ray: str | None, settings: ReadSettings
+    folder: Path | None, per_label: int | None, paths: Sequence[str], ray: str | None, settings: ReadSettings
 ) -> SegmentCutter | None:
-    """Return the cutter of segments, None without a folder; raise a ConfigError if recordings cannot be read again."""
+    """Return the cutter of segments, None without a folder.
+
+    Raises:
+        ConfigError: if recordings cannot be read again, the folder is in use, or only the number of segments is given.
+    """
     if folder is None:
+        if per_label is not None:
+            raise ConfigError("--segments-per-class needs --segments FOLDER.")
         return None
     if ray is not None or any(path == "-" or "://" in path for path in paths):
         raise ConfigError("--segments reads recordings again. Give files on this machine, without --ray.")
@@ -51,4 +60,4 @@ def cutter_of(
         )
     from dymn.inference.segments import SegmentCutter
 
-    return SegmentCutter(folder, per_label, settings.partial)
+    return SegmentCutter(folder, PER_LABEL if per_label is None else per_label, settings.partial)

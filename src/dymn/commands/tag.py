@@ -71,7 +71,7 @@ def tag(
         ),
     ] = None,
     segments: options.Segments = None,
-    segments_per_class: options.SegmentsPerClass = 100,
+    segments_per_class: options.SegmentsPerClass = None,
     plot: Annotated[
         Path | None,
         typer.Option(

@@ -301,6 +301,16 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
     assert len(found) == 7
 
 
+def test_the_stamp_is_that_of_the_file_that_is_opened(clips, tmp_path):
+    shutil.copytree(clips / "a", tmp_path / "in" / "a")
+    (tmp_path / "link").symlink_to(tmp_path / "in" / "a", target_is_directory=True)
+    given = tmp_path / "link" / ".." / "a" / "0.wav"
+    with Journal(tmp_path / "out.csv", SETTINGS) as journal:
+        find(journal, given)
+        (task,) = journal.to_do()
+    assert task.stamp.size == given.stat().st_size
+
+
 def test_the_output_is_no_recording(clips, tmp_path):
     shutil.copytree(clips / "a", tmp_path / "in")
     with (

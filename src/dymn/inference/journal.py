@@ -216,7 +216,7 @@ class Journal:
             if not page:
                 return
             for name, path, _ in page:
-                yield Task(Path(os.fsdecode(name)), path, stamp(path))
+                yield Task(Path(os.fsdecode(name)), path, stamp(name))
             place = page[-1][2]
 
     def put(self, task: Task, seconds: float, result: bytes | None, error: str | None) -> None:
@@ -319,7 +319,7 @@ def _row(listed: Listed) -> tuple[bytes, bytes, bytes, int, int]:
     given = Path(listed.path)
     name, path = os.fsencode(given), os.fsencode(whole(given))
     place = struct.pack(">I", listed.number) + b"\0".join(map(os.fsencode, given.parts))
-    return place, name, path, *stamp(path)
+    return place, name, path, *stamp(given)  # of what is opened: a link before .. may lead elsewhere
 
 
 def _is_sound(seconds: Any, result: Any, error: Any, crc: Any) -> bool:

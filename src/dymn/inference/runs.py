@@ -79,7 +79,7 @@ def compute(
             if not is_last(result):
                 continue
             task = begun.popleft()
-            if result.error is None and stamp(task.path) != task.stamp:
+            if result.error is None and stamp(task.name) != task.stamp:
                 changed = AudioError(
                     f"{result.name} changed while it was read. Start the command again when it is complete."
                 )

@@ -344,6 +344,34 @@ def test_searches_agree_with_a_comparison_of_all_vectors(tmp_path_factory, seed,
             assert hit.score == pytest.approx(scores[Path(hit.recording).stem, hit.start], abs=3e-3)
 
 
+def test_an_index_that_is_replaced_while_it_is_opened_is_the_new_one(tmp_path, monkeypatch):
+    about = {
+        "model": "m",
+        "digest": "d",
+        "parameters": {"window": 5.0, "hop": 5.0, "fill": "repeat", "layers": ["last"]},
+    }
+
+    def write(names):
+        with Journal(tmp_path / indexes.EMBEDDINGS, {}) as journal:
+            filled(journal, tmp_path, {name: np.ones((2, 4), np.float32) for name in names})
+            indexes.update(journal, tmp_path, about, 4)
+
+    digest, opened = indexes._digest, []
+
+    def replaced(path):
+        opened.append(path.name)
+        if len(opened) == 1:  # before the first file is read, it is replaced
+            with monkeypatch.context() as patch:
+                patch.setattr(indexes, "_digest", digest)
+                write("abc")
+        return digest(path)
+
+    write("ab")
+    monkeypatch.setattr(indexes, "_digest", replaced)
+    assert len(indexes.open_index(tmp_path).table) == 6
+    assert opened == ["graph-1.usearch", "graph-2.usearch", "table-2.npz"]
+
+
 def test_an_index_of_nothing_is_an_error(tmp_path):
     with Journal(tmp_path / indexes.EMBEDDINGS, {}) as journal, pytest.raises(AudioError, match="nothing to index"):
         indexes.update(journal, tmp_path, {"model": "", "digest": "", "parameters": {}}, 4)

@@ -33,6 +33,8 @@ EXTRA = "search"
 POINTER, EMBEDDINGS, FORMAT = "index.json", "embeddings", 2
 MAX_SIZE = 2**16  # values of an embedding
 MAX_POINTER = 2**20
+REPLACEMENTS = 4
+"""How often an index may be replaced while it is opened."""
 PARAMETERS = ("window", "hop", "fill", "layers")  # of the windows, which a query needs
 EXACT = 50_000
 """Up to so many windows are all compared, which takes some milliseconds."""
@@ -171,16 +173,38 @@ class SoundIndex:
 def open_index(folder: Path) -> SoundIndex:
     """Open an index; its graph is read from the disk as it is searched.
 
+    `dymn index` may replace the index meanwhile, which removes the files that were named before. So what seems damaged
+    is opened again as long as other files are named.
+
     Raises:
         ConfigError: if there is none.
         DataError: if it is damaged.
         MissingExtraError: if USearch is not installed.
     """
+    pointer = _pointer(folder)
+    for _ in range(REPLACEMENTS):
+        with contextlib.suppress(DataError):
+            return _open(folder, pointer)
+        before, pointer = pointer, _pointer(folder)
+        if pointer == before:
+            break
+    return _open(folder, pointer)
+
+
+def _pointer(folder: Path) -> bytes:
     try:
-        about = json.loads(read_bounded(folder / POINTER, MAX_POINTER))
+        return read_bounded(folder / POINTER, MAX_POINTER)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no index at {folder}. Create one with: dymn index FOLDER -o {folder}") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _damaged(folder, str(error)) from error
+
+
+def _open(folder: Path, pointer: bytes) -> SoundIndex:
+    """Open the files that a pointer names."""
+    try:
+        about = json.loads(pointer)
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, str(error)) from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _damaged(folder, f"{POINTER} is of another version")

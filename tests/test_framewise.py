@@ -28,6 +28,7 @@ from dymn.models.pretrained import save
 from dymn.native import libraries
 from dymn.native.log_mel import ArrayLogMel, CompiledLogMel
 from dymn.runtime import opening
+from dymn.runtime.ensemble import EnsembleBackend
 from dymn.runtime.framewise import resampled as resampled_array
 from dymn.runtime.fused import fuse
 from dymn.runtime.onnx_backend import OnnxBackend
@@ -350,6 +351,32 @@ def test_the_command_with_files(tmp_path):
     assert json.loads(tags)["recordings"][0]["tags"][0]["score"] >= best - 1e-6
     run("embed", tmp_path / "noise.wav", "--model", tmp_path / "model.safetensors", "--output", tmp_path / "e.npy")
     assert np.load(tmp_path / "e.npy")["embedding"].shape == (1, 96)
+
+
+def test_other_labels_and_ensembles_keep_the_method(tmp_path):
+    """Frames are those of the network: the method, its defaults and its windows do not depend on the labels."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "groups.toml").write_text("one = ['*']\n")
+    pytest.importorskip("soundfile").write(tmp_path / "noise.wav", noise(12), RATE)
+    names = []
+    for kind in ("none", "gru"):
+        names.append(str(tmp_path / f"{kind}.safetensors"))
+        save(small(kind, scores="frames"), names[-1])
+    for words in (("--model", names[0], "--groups", tmp_path / "groups.toml"), ("--model", *names)):
+        result = CliRunner().invoke(app, ["events", *map(str, (tmp_path / "noise.wav", "-f", "json", *words, "-q"))])
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        used = found["parameters"]
+        assert (used["method"], used["window"], used["threshold"], used["median"]) == ("frames", 10, 0.2, 0.36)
+    both = EnsembleBackend([opening.open_backend(name) for name in names])
+    assert (both.frame_seconds, both.frame_samples) == (10.0, 640)
+    frames = [opening.open_backend(name).frame_run(both.waveform_features(noise(10)[None])).frames for name in names]
+    logits = np.mean([np.log(scores) - np.log1p(-scores) for scores in frames], axis=0)
+    joined = dymn.Tagger(both).frames(noise(10), RATE)
+    np.testing.assert_allclose(joined.scores, 1 / (1 + np.exp(-logits[0])), atol=1e-5)
+    short = OnnxBackend(build(small("gru", scores="frames"), dynamic_batch=True, seconds=4.0), 1)
+    with pytest.raises(ConfigError, match=r"small_none scores windows of 10 s and small_gru scores windows of 4 s"):
+        EnsembleBackend([both.members[0], short])
 
 
 def test_what_does_not_fit_is_refused():

@@ -30,7 +30,7 @@ class EnsembleBackend(Backend):
             name: of the ensemble; empty for those of its members.
 
         Raises:
-            ConfigError: if they differ in classes or sample rate.
+            ConfigError: if they differ in classes, sample rate or, for frame-wise networks, the length of windows.
         """
         self.card = joint_card([member.card for member in members], name)
         first = members[0]
@@ -38,6 +38,7 @@ class EnsembleBackend(Backend):
         self.embedding_size = sum(member.embedding_size for member in members)
         self.is_cpu = all(member.is_cpu for member in members)
         self.precision = first.precision
+        self.frame_seconds = self._same_windows()
         self._shares = all((type(m), m.front_end) == (type(first), first.front_end) for m in members)
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
@@ -58,6 +59,16 @@ class EnsembleBackend(Backend):
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
         """Return what `run` does and the probabilities of each frame; see `Backend.frame_run`."""
         return self._joined([member.frame_run(self._features(member, features), smoothing) for member in self.members])
+
+    def _same_windows(self) -> float | None:
+        """Return the `frame_seconds` of the networks, or raise a `ConfigError` if they differ."""
+        first, *others = self.members
+        for other in others:
+            check(
+                other.frame_seconds == first.frame_seconds,
+                f"{_described(first)} and {_described(other)}; the windows must be equal in an ensemble.",
+            )
+        return first.frame_seconds
 
     def enter_worker(self) -> None:
         """See `Backend.enter_worker`."""
@@ -82,3 +93,9 @@ class EnsembleBackend(Backend):
         given = np.stack(scores).astype(np.float64).clip(np.finfo(np.float32).tiny, NEAR_ONE)
         logits = np.log(given) if self.card.exclusive else np.log(given) - np.log1p(-given)
         return probabilities(logits.mean(axis=0), self.card.exclusive)
+
+
+def _described(member: Backend) -> str:
+    """Return what a network does with frames, in words."""
+    windows = "any length" if member.frame_seconds is None else f"{member.frame_seconds:g} s"
+    return f"{member.card.name or 'A network'} scores windows of {windows}"

@@ -138,6 +138,7 @@ class Relabelled(Backend):
             provenance["thresholds"] = {threshold: [AT_THRESHOLD] * len(members)}
         self.card = replace(backend.card, labels=tuple(members), provenance=provenance)
         self.embedding_size, self.is_cpu, self.precision = backend.embedding_size, backend.is_cpu, backend.precision
+        self.frame_seconds = backend.frame_seconds
 
     def at(self, threshold: ThresholdOrName) -> Relabelled:
         """Return a backend with these labels and scores for a threshold; always the same one, so that batches form.

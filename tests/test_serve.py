@@ -206,6 +206,31 @@ def test_windows_of_several_requests_are_computed_together(stub):
     assert sorted(stub.batches) == [1, 4]  # another length is another batch
 
 
+def test_cancelling_a_request_ends_its_thread_at_once(stub):
+    entered, leave = threading.Event(), threading.Event()
+
+    def compute(rows):
+        entered.set()
+        leave.wait(30)
+        return stub.run(rows)
+
+    batcher, deadline, rows = Batcher(1, 0.0), Deadline(20), np.zeros((1, 5), np.float32)
+    batcher.start()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(batcher, compute, rows, Deadline(60))
+        assert entered.wait(10)
+        waiting = pool.submit(batcher, compute, rows, deadline)
+        time.sleep(0.1)  # until it waits for the result
+        deadline.cancel()
+        try:
+            with pytest.raises(Refusal):
+                waiting.result(5)
+        finally:
+            leave.set()
+        assert len(first.result(10).probabilities) == 1
+    batcher.close()
+
+
 def test_a_failing_batch_fails_those_who_wait_for_it_and_no_others(stub):
     def fails(rows):
         raise ValueError("no")

@@ -30,14 +30,23 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._end = monotonic() + seconds
+        self._awaited = threading.Event()
 
     def restart(self) -> None:
         """Start the same time again."""
         self._end = monotonic() + self._seconds
 
     def cancel(self) -> None:
-        """Record that nobody waits any more."""
+        """Record that nobody waits any more, and end `wait`."""
         self._end = 0.0
+        self._awaited.set()
+
+    def wait(self, done: threading.Event) -> None:
+        """Wait for an event; raise a Refusal if no time is left, or nobody waits any more."""
+        self._awaited = done  # before `left` is read, so that no cancellation is missed
+        if not done.wait(self.left):
+            self.cancel()
+        self.check()
 
     @property
     def left(self) -> float:
@@ -115,9 +124,7 @@ class Batcher:
                 raise Refusal(503, "closing", "The server is shutting down. Try again in a moment.", 5)
             self._calls.append(call)
             self._arrived.notify_all()
-        if not call.done.wait(deadline.left):
-            deadline.cancel()
-            deadline.check()
+        deadline.wait(call.done)
         if call.error is not None:
             raise call.error
         return BackendOutput(*(np.stack(parts) for parts in zip(*call.results, strict=True)))

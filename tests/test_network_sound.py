@@ -143,6 +143,40 @@ def test_a_stream_that_drops_comes_back_where_the_clock_is(format, kind):
     assert abs(lag) < 1.0
 
 
+@pytest.mark.parametrize("has_end", [False, True])
+def test_a_station_of_hls_is_reopened_and_a_complete_playlist_is_heard_once(has_end):
+    """A playlist without an end is a live station, although the server states its size."""
+    segment, lists = encoded(1.0, "MP3"), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = segment
+            if self.path.startswith("/live.m3u8"):
+                lists.append(self.path)
+                body = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-MEDIA-SEQUENCE:%d\n" % len(lists)
+                body += b"".join(b"#EXTINF:1.0,\n%d.mp3\n" % (len(lists) + i) for i in range(3))
+                body += b"#EXT-X-ENDLIST\n" if has_end else b""
+            if 2 <= len(lists) <= 4 and body is not segment:
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        with opened(f"http://127.0.0.1:{listening.server_address[1]}/live.m3u8", timeout=5, give_up=20) as source:
+            chunks = heard(source, until=lambda chunks: len(notices(chunks)) == 2)
+        listening.shutdown()
+    assert [notice.kind for notice in notices(chunks)] == ([] if has_end else ["lost", "back"])
+    if has_end:
+        assert len(lists) == 1
+        assert sum(len(chunk.samples) for chunk in chunks) == pytest.approx(3 * RATE, abs=0.5 * RATE)
+
+
 def test_a_server_that_never_answers_is_given_up():
     source = NetworkSource("http://127.0.0.1:1/", timeout=0.2, first_wait=0.05, give_up=0.5)
     told = []

@@ -46,6 +46,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 BURST_SECONDS = 10.0
 """Seconds of audio that are read at once when a connection begins; beyond that, the reader waits for the clock."""
 GAP_SECONDS = 2.0
+_PLAYLISTS = ("hls", "sdp")
 _AUDIO_TOO = ("application/octet-stream", "application/ogg", "application/dash+xml")
 _PROBE_BYTES = 2**20
 _FULL_WAIT = 0.05
@@ -205,8 +206,10 @@ class NetworkSource:
                 raise AudioError("the codec of its audio is unknown")
             check_format("it", int(context.sample_rate), int(context.channels))
             check_played_rate("it", int(context.sample_rate))
-            # a file of known size ends; a stream of unknown size is only interrupted
-            finite = container.size > 0
+            # a file of known size ends; a stream of unknown size is only interrupted. The size of a playlist is not
+            # that of the audio; it has a duration if nothing will be appended to it
+            is_list = container.format.name in _PLAYLISTS
+            finite = container.duration is not None if is_list else container.size > 0
             yield from self._decoded(container, track)
             self._ended = finite
 

@@ -183,6 +183,19 @@ def test_a_clip_has_the_very_samples(tmp_path, kind, channels):
     np.testing.assert_array_equal(read, samples[1500:4700])
 
 
+def test_a_clip_may_go_on_for_longer_than_what_is_in_memory(tmp_path):
+    """After the end of a sound is known, its clip needs more seconds than those before a start and of the delay."""
+    samples = np.random.default_rng(0).integers(-32768, 32768, 12_000).astype(np.int16)
+    clips = ClipRecorder(ClipSettings(tmp_path, 0.0, 8.0, "wav", delay=0.5), 1000, pytest.fail)
+    hears(clips, samples[:1200])
+    clips.start(said("start", start=1.0))
+    hears(clips, samples[1200:2400])
+    clips.end(said("end", start=1.0, end=2.0))
+    (saved,) = hears(clips, samples[2400:])
+    read, _ = soundfile.read(saved["path"], dtype="int16")
+    np.testing.assert_array_equal(read, samples[1000:10_000])
+
+
 def test_clips_are_bounded_in_number_length_and_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("dymn.live.clips.MOST_SECONDS", 3.0)
     (tmp_path / "mine.flac").touch()

@@ -152,10 +152,10 @@ class ClipRecorder:
     def _complete(self, is_ready: Callable[[_Clip], bool]) -> Iterator[Message]:
         waiting = []
         for clip in self._ended:
+            self._write(clip, min(clip.stop, self._recent.end))  # now: `after` may exceed what is in memory
             if not is_ready(clip):
                 waiting.append(clip)
                 continue
-            self._write(clip, min(clip.stop, self._recent.end))
             if (message := self._saved(clip)) is not None:
                 yield message
         self._ended = waiting

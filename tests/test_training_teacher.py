@@ -112,6 +112,24 @@ def test_such_a_run_goes_on_as_if_it_had_not_been_ended(clips, tmp_path, teacher
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_draws_of_another_run_are_not_used(clips, tmp_path, teacher):
+    """A run that is killed before its first state leaves the draws of its own data in the folder."""
+    before = Run(taught(clips, tmp_path, teacher), Reporter())
+    mark = np.arange(1.0, 11.0)
+    np.save(tmp_path / "draws.npy", mark)
+    assert np.array_equal(Run(before.config, Reporter()).weights, mark)  # the same run resumes
+
+    other = clips.with_name("other.csv")
+    header, *rows = clips.read_text().splitlines()
+    other.write_text("\n".join([header, *reversed(rows)]))  # as many clips, in another order
+    made = Run(taught(other, tmp_path, teacher), Reporter())
+    assert len(made.weights) == len(mark) and not np.array_equal(made.weights, mark)
+
+    np.save(tmp_path / "draws.npy", mark[:-1])
+    with pytest.raises(DataError, match="there are 10 training clips"):
+        Run(taught(other, tmp_path, teacher), Reporter())
+
+
 def test_blocks_are_compared(clips, tmp_path, teacher):
     batch = chance = None
     losses = []

@@ -58,6 +58,7 @@ from dymn.training.step import Share, Step
 NARROWING_CLIPS = 288  # to which a narrower network is fitted
 SAMPLE_CLIPS = 96  # for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, LAST_FILE, BAD_FILE = "state.pt", "last.safetensors", "bad_clips.csv"
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
@@ -139,7 +140,7 @@ class Prepared:
         if path.exists():
             state = load_state(path)
             # Settings at their defaults are not part of the digest, and another version can have other defaults.
-            changed = differences(self.folder / "config.json", self.config, self.digests)
+            changed = differences(self.folder / CONFIG_FILE, self.config, self.digests)
             if changed or state.digest != digest:
                 raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
@@ -147,8 +148,10 @@ class Prepared:
             return state
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if differences(self.folder / CONFIG_FILE, self.config, self.digests):
+                (self.folder / WEIGHTS_FILE).unlink(missing_ok=True)  # of another run, killed before its first state
             write_json(
-                self.folder / "config.json",
+                self.folder / CONFIG_FILE,
                 {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()},
             )
         return RunState(digest=digest)
@@ -195,7 +198,11 @@ class Prepared:
         return training_loader(self.inputs, self.config, rank, world, pin_memory, self.resident, self.weights)
 
     def _weights(self) -> npt.NDArray[np.float64] | None:
-        """Return the weights by which clips are drawn, from the teachers' scores of all clips; kept in the folder."""
+        """Return the weights by which clips are drawn, from the teachers' scores of all clips; kept in the folder.
+
+        Raises:
+            DataError: if the weights in the folder are not those of as many clips.
+        """
         if self.config.data.sampling != "teacher" or self.teachers is None:
             return None
         path = self.folder / WEIGHTS_FILE
@@ -206,7 +213,13 @@ class Prepared:
             with atomic_write(path) as file:
                 np.save(file, heard_weights(self._taught()))
         self.fabric.barrier()
-        return cast("npt.NDArray[np.float64]", np.load(path, allow_pickle=False))
+        weights = cast("npt.NDArray[np.float64]", np.load(path, allow_pickle=False))
+        if weights.shape != (len(self.inputs.train),):
+            raise DataError(
+                f"{path} has weights of shape {list(weights.shape)}, but there are {len(self.inputs.train)} training "
+                "clips. Remove it; it is computed again."
+            )
+        return weights
 
     def _taught(self) -> npt.NDArray[np.float32]:
         """Return the teachers' probabilities for all training clips [N, C]; zeros for bad ones."""

@@ -14,7 +14,7 @@ from dymn.cli import app
 from dymn.commands.export import recordings
 from dymn.config import ModelCard
 from dymn.errors import ConfigError
-from dymn.evaluation.assess import Selected
+from dymn.evaluation.assess import InPrecision
 from dymn.runtime import torch_backend
 from dymn.runtime.cuda import compiled
 from test_benchmarks import load as load_benchmark
@@ -64,7 +64,7 @@ def test_half_precision_is_everywhere_but_in_the_front_end(clips):
         assert got.dtype == np.float32 and 0 < abs(expected - got).max() < 0.05 * abs(expected).max()
     assert entered == [torch.float32] * 4
     np.testing.assert_array_equal(*(tagger.embedder("mels").vectors(samples[None]) for tagger in (exact, half)))
-    assert Selected(small(), torch.tensor([2]), "bfloat16")(LOG_MEL).logits.dtype == torch.bfloat16
+    assert InPrecision(small(), "bfloat16")(LOG_MEL).logits.dtype == torch.bfloat16
 
 
 def test_full_precision_is_the_same_as_without_a_word(clips):

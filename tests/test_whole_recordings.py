@@ -71,19 +71,30 @@ def test_a_clip_no_longer_than_a_window_gives_what_it_gave(tmp_path):
     assert np.array_equal(judged(source, seconds=0.8).probabilities, expected.astype(np.float32))
 
 
-def test_evaluation_says_what_tagging_says(tmp_path):
-    """The same windows, filled up alike, with the same weights."""
-    network = create_model("mn04", 2, generator=torch.Generator().manual_seed(0), **NETWORK)
-    network.card = ModelCard(labels=LABELS, front_end=HEARD, exclusive=True)
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_evaluation_says_what_tagging_says(tmp_path, kind, exclusive):
+    """The same windows, filled up alike, with the same weights; and probabilities of the model's kind, not the data's.
+
+    The model has a class that the data do not have.
+    """
+    labels = (*LABELS, "other")
+    network = create_model("mn04", 3, generator=torch.Generator().manual_seed(0), **NETWORK)
+    network.card = ModelCard(labels=labels, front_end=HEARD, exclusive=exclusive)
     for i, seconds in enumerate((0.2, 0.5, 0.54, 0.9, 1.3, 2.0)):
         path = tmp_path / LABELS[i % 2] / f"{i}.wav"
         path.parent.mkdir(exist_ok=True)
         soundfile.write(
             path, 0.1 * np.random.default_rng(i).standard_normal(int(seconds * RATE)), RATE, subtype="FLOAT"
         )
-    found, tagger = assess(network, tmp_path, seconds=0.5), Tagger(network)
+    paths = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.wav"))]
+    table = tmp_path / "clips.csv"
+    table.write_text("\n".join(["path,label", *(f"{path},{path.split('/')[0]}" for path in paths)]))
+    found = assess(network, table if kind == "csv" else tmp_path, kind=kind, seconds=0.5)
+    assert ("accuracy" in found.figures) == (kind == "folder")
+    tagger = Tagger(network)
     for key, said in zip(found.scores.keys, found.scores.probabilities, strict=True):
-        tags = {tag.label: tag.score for tag in tagger.tag(tmp_path / key, top_k=2, window=0.5, fill="pad")}
+        tags = {tag.label: tag.score for tag in tagger.tag(tmp_path / key, top_k=3, window=0.5, fill="pad")}
         assert said == pytest.approx([tags[label] for label in LABELS], abs=2e-6)
 
 

@@ -21,7 +21,7 @@ from dymn.data.detect import detect
 from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
 from dymn.evaluation import metrics
-from dymn.evaluation.score import Predictions, evaluation_loader, figures, score
+from dymn.evaluation.score import Predictions, evaluation_loader, figures, probabilities, score
 from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
@@ -92,7 +92,8 @@ def assess(
 ) -> Assessment:
     """Compare the predictions of a model on the clips of a dataset with the annotation.
 
-    Whole recordings are evaluated, in windows whose probabilities are averaged by duration.
+    Whole recordings are evaluated, in windows whose probabilities are averaged by duration. The probabilities are those
+    of the model, over all of its classes; the data decide which of them are compared, and with which metrics.
 
     Args:
         model: the model, on its device. Its classes are matched with those of the data by name, and it may have more.
@@ -132,8 +133,12 @@ def assess(
     if split in ("train", "val") and "val" not in everything.catalog.splits:  # which depends on what was held out
         learned_from(model, ["holdout"])
     source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
-    device = next(model.parameters()).device
-    selected = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
+    device, chosen = next(model.parameters()).device, columns(model.card.labels, source)
+    answers = "ce" if model.card.exclusive else "bce"  # by the model; the data only decide what is measured
+
+    def answered(logits: Tensor) -> Tensor:
+        return probabilities(logits, answers)[:, chosen]
+
     length, at_once = seconds or learned.seconds or task.seconds, learned.whole if whole is None else whole
     loader = evaluation_loader(
         source, task, length, fill or learned.fill, batch_size, at_once, workers=workers, max_bad=max_bad
@@ -146,7 +151,8 @@ def assess(
         if progress is not None:
             progress(done, len(source))
 
-    scores = score(selected, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
+    network, front_end = cast(MobileNet, InPrecision(model, precision)), LogMel(model.card.front_end).to(device)
+    scores = score(network, front_end, loader, task.loss, answered=answered, progress=advance)
     return assessed(scores, source, kind, split, task.loss)
 
 
@@ -271,18 +277,17 @@ def columns(labels: Sequence[str], source: Source) -> Tensor:
     return torch.tensor([place[label] for label in source.labels])
 
 
-class Selected(nn.Module):
-    """A model restricted to some of its classes, computed in a precision."""
+class InPrecision(nn.Module):
+    """A model computed in a precision."""
 
-    def __init__(self, model: MobileNet, chosen: Tensor, precision: str) -> None:
+    def __init__(self, model: MobileNet, precision: str) -> None:
         super().__init__()
         model.check_clips()
         self.model = model
-        self.chosen = chosen
         self.precision = precision
 
     def forward(self, log_mel: Tensor) -> Output:
-        """Return the logits of the chosen classes [B, C] for [B, 1, F, T]."""
+        """Return the output for [B, 1, F, T]."""
         with computing(log_mel.device, len(log_mel), self.precision):
-            output = self.model(log_mel)
-        return Output(output.logits[:, self.chosen], output.embedding)
+            output: Output = self.model(log_mel)
+        return output

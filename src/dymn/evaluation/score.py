@@ -109,6 +109,7 @@ def score(
     loader: Loader,
     kind: str,
     *,
+    answered: Callable[[Tensor], Tensor] | None = None,
     teachers: OnlineTeachers | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
@@ -118,7 +119,9 @@ def score(
         model: on the device where `front_end` is.
         front_end: without jitter.
         loader: recordings in order (see `evaluation_loader`); scores are compared with its teacher logits, if any.
-        kind: "bce" or "ce".
+        kind: "bce" or "ce", of the data.
+        answered: returns the probabilities of the data's classes for the model's logits; by default, these are the
+            model's classes, and exclusive if those of the data are.
         teachers: online teachers to use instead, if given.
         progress: called with the number of new recordings in each batch.
 
@@ -134,11 +137,12 @@ def score(
             continue
         before = len(found.seconds)
         log_mel = front_end(batch.waveform.to(device))
-        predicted = probabilities(model(log_mel).logits.cpu().double(), kind)
+        logits = model(log_mel).logits.cpu().double()
+        predicted = probabilities(logits, kind) if answered is None else answered(logits)
         batch = batch._replace(waveform=batch.waveform[:, :0]).to("cpu")
         if teachers is not None:
-            logits = teachers.teach(log_mel).logits.float().cpu()
-            batch = batch._replace(teacher=logits, has_teacher=torch.ones(len(logits), dtype=torch.bool))
+            taught = teachers.teach(log_mel).logits.float().cpu()
+            batch = batch._replace(teacher=taught, has_teacher=torch.ones(len(taught), dtype=torch.bool))
         found.add(
             batch, collated.weights or [1.0] * len(batch.keys), predicted, probabilities(batch.teacher.double(), kind)
         )

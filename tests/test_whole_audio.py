@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import re
 import struct
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from dymn import Tagger
 from dymn.audio import reading
 from dymn.audio.notes import Notes
+from dymn.audio.stored import is_silent, passage
 from dymn.cli import app
 from dymn.errors import AudioError
 from dymn.inference.selection import TagSettings
@@ -187,15 +189,20 @@ def test_mix_far_below_its_channels(channels, live, note):
         assert bool(notes.lines) == bool(note) and note in " ".join(notes.lines)
 
 
-def test_ambisonic_files_give_the_channel_of_all_directions():
+def test_ambisonic_files_give_the_channel_of_all_directions(tmp_path):
     four = np.concatenate([sound(), sound(seed=1), sound(seed=2), sound(seed=3)], axis=1)
+    four[2 * RATE :, 0] = 0
     guid = bytes.fromhex("01000000 2107 d311 8644 c8c1ca000000".replace(" ", ""))
     fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 4, RATE, RATE * 8, 8, 16, 22, 16, 0) + guid
     data = (four * 32767).astype("<i2").tobytes()
     body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data" + struct.pack("<I", len(data)) + data
-    samples, notes = heard(b"RIFF" + struct.pack("<I", len(body)) + body)
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    samples, notes = heard(path.read_bytes())
     np.testing.assert_allclose(samples, four[:, 0], atol=1e-4)
     assert "ambisonic" in notes.lines[0]
+    np.testing.assert_array_equal(passage(path, 0.5, 1.5, RATE), samples[RATE // 2 : 3 * RATE // 2])
+    assert is_silent(str(path), 2, math.inf) and not is_silent(str(path), 1, 2)
 
 
 # FLAC

@@ -63,6 +63,11 @@ class Decoder:
     omni: bool = False
     plain: PcmLayout | None = None
 
+    @property
+    def mix(self) -> str:
+        """The channel that is read as the mix of all: "1" if that is the first alone, otherwise "mix"."""
+        return "1" if self.omni else "mix"
+
 
 def check_format(name: str, rate: int, channels: int) -> None:
     """Raise an AudioError if the sample rate or the number of channels is none that a recording has."""

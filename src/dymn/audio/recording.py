@@ -96,7 +96,7 @@ def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[
         report.note(
             f"it is ambisonic: the first of its {decoder.channels} channels, which is omnidirectional, is read."
         )
-        channel = "1"
+        channel = decoder.mix
     if channel != "mix":
         report.notes.channel = channel_index(channel, decoder.channels, report.name) + 1
     levels, place = Levels(), 0.0

@@ -16,6 +16,7 @@ from dymn.audio.content import Content
 from dymn.audio.decoder import CHUNK_SAMPLES, Decoder, check_played_rate
 from dymn.audio.decoding import open_decoder
 from dymn.audio.notes import Report
+from dymn.audio.recording import chosen
 from dymn.audio.resampling import resampled
 from dymn.audio.samples import mean, to_float32
 from dymn.audio.sources import FileLike, display, opened
@@ -46,6 +47,7 @@ class StoredAudio:
         channels: how many.
         container: the format of a file for its samples, "WAV" or "FLAC".
         subtype: libsndfile's name of their encoding in it.
+        mix: the channel that is read as the mix of all, as in `dymn.audio.recording`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class StoredAudio:
     channels: int
     container: str
     subtype: str
+    mix: str
     _content: Content
     _decoder: Decoder
 
@@ -105,7 +108,7 @@ def stored(source: FileLike, *, partial: bool = False) -> Iterator[StoredAudio]:
             subtype = decoder.format.partition(" ")[2]
             fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
             container, subtype = ("FLAC", subtype) if fits else ("WAV", subtype.replace("S8", "U8"))
-        yield StoredAudio(report.name, rate, channels, container, subtype, content, decoder)
+        yield StoredAudio(report.name, rate, channels, container, subtype, decoder.mix, content, decoder)
 
 
 def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
@@ -135,11 +138,11 @@ def is_silent(path: str, start: float, end: float) -> bool:
 
 
 def _mono(sound: StoredAudio, start: float, end: float) -> Iterator[Floats]:
-    """Yield the mean over channels from start to end in seconds, in blocks [n] that are not empty."""
+    """Yield what is read as the mix of all channels from start to end in seconds, in blocks [n] that are not empty."""
     first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
     for place, samples in sound.blocks([(first, last)]):
         if len(part := samples[max(0, first - place) : max(0, last - place)]):
-            yield mean(to_float32(part))
+            yield mean(chosen(to_float32(part), sound.mix, sound.name))
 
 
 def exact(data: bytes, coding: str, channels: int) -> Array:

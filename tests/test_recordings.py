@@ -287,7 +287,10 @@ def test_gain_leaves_loud_recordings_as_they_are_and_tells_of_quiet_ones(tmp_pat
     again = reading.read(io.BytesIO(quiet.read_bytes()), settings=ReadSettings(gain="auto"))
     np.testing.assert_array_equal(again, raised)
     silence = np.zeros(RATE, np.float32)
-    assert not reading.from_array(silence, RATE, settings=ReadSettings(gain="auto")).any()
+    for gain in (0, 40, "auto"):
+        notes = Notes()
+        assert not reading.from_array(silence, RATE, notes=notes, settings=ReadSettings(gain=gain)).any()
+        assert notes.lines == ["it is silent: all of its samples are 0, as from a microphone that is switched off."]
     for wrong in ("loud", "nan", 121, None):
         with pytest.raises(ConfigError, match="gain is"):
             ReadSettings(gain=wrong)
@@ -385,8 +388,17 @@ def test_speeds_and_bands_that_leave_nothing(tmp_path):
     path = write(tmp_path / "a.wav", noise(0.2))
     with pytest.raises(AudioError, match="--speed 100 turns"):
         reading.read(path, settings=ReadSettings(speed=100))
-    with pytest.raises(AudioError, match=r"the highest frequency is 16000 Hz\. Give a lower --speed"):
+    with pytest.raises(AudioError, match=r"20000 Hz, but the highest frequency of the recording is 16000 Hz, half its"):
         reading.read(path, settings=ReadSettings(band="20000-60000"))
+    low = write(tmp_path / "low.wav", noise(0.2), 8000)  # after resampling, nothing is left from 4000 Hz on
+    with pytest.raises(AudioError, match=r"starts at 6000 Hz, but .* is 4000 Hz, half its sample rate\. Give another"):
+        reading.read(low, settings=ReadSettings(band="6000-", speed=2))
+    with pytest.raises(AudioError, match="The array: the band starts at 4000 Hz"):
+        reading.from_array(noise(0.2)[:, 0], 8000, settings=ReadSettings(band="4000-"))
+    assert reading.read(low, settings=ReadSettings(band="3000-")).any()
+    high = write(tmp_path / "high.wav", noise(0.2), 96_000)
+    with pytest.raises(AudioError, match=r"the highest frequency is 16000 Hz\. Give a lower --speed"):
+        reading.read(high, settings=ReadSettings(band="20000-60000"))
     for wrong in ("20", "8000-20", "-", "a-b", (1,), "0-5", (5, 5)):
         with pytest.raises(ConfigError, match="band is"):
             ReadSettings(band=wrong)

@@ -253,6 +253,11 @@ def _played(
     if band is None:
         return blocks
     low, high = (None if edge is None else edge * speed for edge in band)
+    if low is not None and low >= source_rate * speed / 2:
+        raise AudioError(
+            f"{name}: the band starts at {low / speed:g} Hz, but the highest frequency of the recording is "
+            f"{source_rate / 2:g} Hz, half its sample rate. Give another --band."
+        )
     if low is not None and low >= rate / 2:
         raise AudioError(
             f"{name}: the band starts at {low / speed:g} Hz, but at --speed {speed:g} the highest frequency is "

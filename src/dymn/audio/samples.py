@@ -149,6 +149,8 @@ class Levels:
                 f"its samples have an offset of {mean:.2g} of full scale (DC).",
                 "--gain auto removes it if it amplifies, --band 20- always." if auto else "--band 20- removes it.",
             )
-        if 0 < self._peak < QUIET_PEAK and settings.gain == 0:
+        if self._n and self._peak == 0:  # also with a gain, which does not help
+            notes.add("it is silent: all of its samples are 0, as from a microphone that is switched off.")
+        elif 0 < self._peak < QUIET_PEAK and settings.gain == 0:
             level = 20 * np.log10(self._peak)
             notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS.", "--gain auto amplifies it.")

@@ -1,8 +1,10 @@
 """`--segments`: what was found, cut out of the recordings sample for sample."""
 
 import csv
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,7 +128,59 @@ def test_compressed_recordings_are_decoded_at_their_own_rate(tmp_path):
 def test_only_what_lies_in_the_stretches_is_read_of_a_plain_file(tmp_path):
     soundfile.write(tmp_path / "long.wav", np.zeros(2_000_000, np.int16), 32_000)
     with stored(tmp_path / "long.wav") as sound:
-        assert sum(len(block) for _, block in sound.blocks([(10, 20), (15, 30), (1_900_000, 1_900_100)])) == 120
+        spans = [(10, 20), (15, 30), (1_900_000, 1_900_100)]
+        blocks = list(sound.blocks([(first / 32_000, last / 32_000) for first, last in spans]))
+        assert sum(len(block.samples) for block in blocks) == 120
+
+
+def chained(*parts):
+    """Ogg Vorbis of several streams, each of so many seconds, a rate, and a number of channels."""
+    streams = []
+    for number, (seconds, rate, channels) in enumerate(parts):
+        target, samples = io.BytesIO(), np.random.default_rng(number).normal(0, 0.1, (round(seconds * rate), channels))
+        with soundfile.SoundFile(target, "w", rate, channels, "VORBIS", format="OGG") as file:
+            for start in range(0, len(samples), 4096):  # libsndfile cannot take long blocks of Vorbis
+                file.write(samples[start : start + 4096])
+        streams.append(target.getvalue())
+    return streams
+
+
+def test_each_segment_has_the_rate_and_the_channels_of_its_part_of_the_recording(tmp_path):
+    path, streams = tmp_path / "chain.ogg", chained((3, 44_100, 1), (4, 22_050, 2))
+    path.write_bytes(b"".join(streams))
+    cutter = SegmentCutter(tmp_path / "out", 0)
+    spans = [Span(1, 2, "Dog", 0.9), Span(4, 6.5, "Dog", 0.8), Span(2, 5, "Cat", 0.7), Span(5, 7.5, "Cat", 0.6)]
+    cutter.see(str(path), spans)
+    (error,) = cutter.cut()
+    assert "its sample rate or its channels change at 3.00 s; number of segments that end early there: 1." in str(error)
+    rows = [
+        [row[name] for name in ("label", "recording_start", "recording_end", "sample_rate", "channels")]
+        for row in index(tmp_path / "out")
+    ]
+    assert rows == [
+        ["Cat", "2.000000", "3.000000", "44100", "1"],
+        ["Cat", "5.000000", "7.000000", "22050", "2"],
+        ["Dog", "1.000000", "2.000000", "44100", "1"],
+        ["Dog", "4.000000", "6.500000", "22050", "2"],
+    ]
+    second, _ = soundfile.read(io.BytesIO(streams[1]), dtype="float32")
+    found, rate = soundfile.read(tmp_path / "out" / "Dog" / "0.800_chain_4.000-6.500.wav", dtype="float32")
+    assert rate == 22_050
+    np.testing.assert_array_equal(found, second[22_050 : round(3.5 * 22_050)])
+
+
+@pytest.mark.parametrize("how", ["journal", "stream", "plot"])
+def test_segments_of_a_recording_whose_name_is_no_text(tmp_path, how):
+    path = tmp_path / os.fsdecode(b"caf\xe9.ogg")
+    try:
+        shutil.copy(EXAMPLES / "dog.ogg", path)
+    except OSError:
+        pytest.skip("the file system allows only text as names")
+    words = {"journal": ("-o", tmp_path / "a.csv"), "stream": (), "plot": ("--plot", tmp_path / "a.html")}[how]
+    done = run("tag", tmp_path, "--per-window", *CHOSEN, *words, "--segments", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    rows = index(tmp_path / "out")
+    assert rows and {Path(row["recording"]).name for row in rows} == {"caf\N{REPLACEMENT CHARACTER}.ogg"}
 
 
 def test_names_that_take_many_bytes_are_shortened(tmp_path):

@@ -267,6 +267,20 @@ def test_chained_ogg(subtype):
     np.testing.assert_allclose(samples[-RATE // 2 :], own[-RATE // 2 :], atol=1e-2)
 
 
+def test_passages_of_chained_ogg_whose_rate_changes(tmp_path):
+    path, rates = tmp_path / "chain.ogg", (44_100, 22_050)
+    path.write_bytes(b"".join(encoded("OGG", "VORBIS", sound(3.0, rate, seed=rate), rate) for rate in rates))
+    whole = reading.read(path, notes=Notes())
+    for start, end in ((0.5, 2.0), (4.0, 5.5), (2.0, 5.0), (4.0, math.inf)):
+        found = passage(path, start, end, RATE)
+        expected = whole[round(start * RATE) :] if end == math.inf else whole[round(start * RATE) : round(end * RATE)]
+        assert len(found) == pytest.approx(len(expected), abs=2)
+        middle = slice(RATE // 10, min(len(found), len(expected)) - RATE // 10)  # resampling begins elsewhere
+        away = np.abs(np.arange(len(found))[middle] / RATE + start - 3.0) > 0.1
+        np.testing.assert_allclose(found[middle][away], expected[middle][away], atol=2e-2)
+    assert not is_silent(str(path), 4, 5)
+
+
 def test_chained_ogg_of_several_kinds():
     parts = [
         encoded("OGG", "VORBIS", sound(2.0, 44_100), 44_100),

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,14 +39,44 @@ SILENT_PEAK = 1e-4
 """A passage whose samples are at most this far from 0, -80 dBFS, is silent; lossy formats leave less than that."""
 
 
+class StoredBlock(NamedTuple):
+    """Consecutive samples of a recording.
+
+    Attributes:
+        samples: [n, channels], int32 for whole numbers, which are in its upper bits, or float32 or float64 with full
+            scale 1.
+        place: the index of the first one, counted from `begin`.
+        rate: in Hz.
+        begin: when the recording has this rate and these channels from, in seconds: 0 unless they change in it.
+    """
+
+    samples: Array
+    place: int
+    rate: int
+    begin: float = 0.0
+
+    @property
+    def end(self) -> int:
+        """The index after the last sample."""
+        return self.place + len(self.samples)
+
+    def range(self, start: float, end: float) -> SampleRange:
+        """Return the first and the last sample (exclusive) from start to end in seconds of the recording."""
+        return _sample_range(start - self.begin, end - self.begin, self.rate)
+
+    def part(self, first: int, last: int) -> Array:
+        """Return those of its samples that are from first to last (exclusive)."""
+        return self.samples[max(0, first - self.place) : max(0, last - self.place)]
+
+
 @dataclass(frozen=True)
 class StoredAudio:
     """An open recording.
 
     Attributes:
         name: for messages.
-        rate: in Hz.
-        channels: how many.
+        rate: in Hz, at its start.
+        channels: how many, at its start.
         container: the format of a file for its samples, "WAV" or "FLAC".
         subtype: libsndfile's name of their encoding in it.
         mix: the channel that is read as the mix of all, as in `dymn.audio.recording`.
@@ -59,31 +91,30 @@ class StoredAudio:
     _content: Content
     _decoder: Decoder
 
-    def blocks(self, spans: Sequence[SampleRange]) -> Iterator[tuple[int, Array]]:
-        """Yield blocks [n, channels] that cover spans from first to last sample (exclusive), each with its place.
+    def blocks(self, spans: Sequence[tuple[float, float]]) -> Iterator[StoredBlock]:
+        """Yield blocks that cover spans from start to end (or `math.inf`) in seconds.
 
-        They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Samples
-        between spans are not read if the format allows it.
+        Samples between spans are not read if the format allows it.
 
         Raises:
-            AudioError: if the recording is damaged, or its sample rate changes.
+            AudioError: if the recording is damaged.
         """
         plain = self._decoder.plain
         if plain is not None:
-            for first, last in _united(spans):
+            for first, last in _united([_sample_range(start, end, self.rate) for start, end in spans]):
                 last = min(last, plain.length // plain.frame)
                 for place, data in pcm_files.chunks(self._content, plain, first, last, CHUNK_SAMPLES):
-                    yield place, exact(data, plain.coding or "", plain.channels)
+                    yield StoredBlock(exact(data, plain.coding or "", plain.channels), place, self.rate)
             return
-        place, end = 0, max((last for _, last in spans), default=0)
+        whole = self.subtype != "FLOAT"
+        place, begin, before, latest = 0, 0.0, (self.rate, self.channels), max((end for _, end in spans), default=0.0)
         for samples, rate in self._decoder.blocks:
-            if rate != self.rate:
-                raise AudioError(
-                    f"{self.name} changes its sample rate from {self.rate} to {rate} Hz. Convert it first."
-                )
-            yield place, samples if self.subtype == "FLOAT" else np.rint(samples * 2.0**31).astype(np.int32)
-            place += len(samples)
-            if place >= end:
+            if (now := (rate, samples.shape[1])) != before:
+                place, begin, before = 0, begin + place / before[0], now
+            block = StoredBlock(np.rint(samples * 2.0**31).astype(np.int32) if whole else samples, place, rate, begin)
+            yield block
+            place = block.end
+            if place >= block.range(0, latest)[1]:
                 return
 
 
@@ -118,8 +149,10 @@ def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
         AudioError: if it cannot be read, or the recording ends before the start of the passage.
     """
     with stored(source) as sound:
-        check_played_rate(sound.name, sound.rate)
-        blocks = list(resampled(_mono(sound, start, end), sound.rate, rate))
+        blocks: list[Floats] = []
+        for own_rate, parts in groupby(_mono(sound, start, end), key=lambda part: part[0]):
+            check_played_rate(sound.name, own_rate)
+            blocks += resampled((samples for _, samples in parts), own_rate, rate)
         if not blocks:
             raise AudioError(f"{sound.name} ends before {start:g} s. Give an earlier time.")
         return np.concatenate(blocks)
@@ -134,15 +167,14 @@ def is_silent(path: str, start: float, end: float) -> bool:
     if not os.path.isfile(path):
         return False
     with stored(path) as sound:
-        return all(np.abs(part).max() <= SILENT_PEAK for part in _mono(sound, start, end))
+        return all(np.abs(samples).max() <= SILENT_PEAK for _, samples in _mono(sound, start, end))
 
 
-def _mono(sound: StoredAudio, start: float, end: float) -> Iterator[Floats]:
-    """Yield what is read as the mix of all channels from start to end in seconds, in blocks [n] that are not empty."""
-    first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
-    for place, samples in sound.blocks([(first, last)]):
-        if len(part := samples[max(0, first - place) : max(0, last - place)]):
-            yield mean(chosen(to_float32(part), sound.mix, sound.name))
+def _mono(sound: StoredAudio, start: float, end: float) -> Iterator[tuple[int, Floats]]:
+    """Yield what is read as the mix of all channels from start to end in seconds: rates, and blocks [n], none empty."""
+    for block in sound.blocks([(start, end)]):
+        if len(part := block.part(*block.range(start, end))):
+            yield block.rate, mean(chosen(to_float32(part), sound.mix, sound.name))
 
 
 def exact(data: bytes, coding: str, channels: int) -> Array:
@@ -156,6 +188,10 @@ def exact(data: bytes, coding: str, channels: int) -> Array:
         return np.frombuffer(data, coding).reshape(-1, channels).astype(np.float64)
     samples = pcm_files.decoded(data, coding, channels)  # float32 holds 24 bits
     return samples if kind in ("f2", "f4") else np.rint(samples * 2.0**31).astype(np.int32)
+
+
+def _sample_range(start: float, end: float, rate: int) -> SampleRange:
+    return round(start * rate), 2**62 if end == math.inf else round(end * rate)
 
 
 def _united(spans: Sequence[SampleRange]) -> list[SampleRange]:

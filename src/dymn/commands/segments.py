@@ -23,7 +23,7 @@ def seen(found: Iterable[R], layout: Layout[R], cutter: SegmentCutter | None) ->
     """Yield results unchanged, and add their passages to the cutter."""
     for result in found:
         if cutter is not None and result.error is None:
-            cutter.see(result.name, layout.spans(result))
+            cutter.see(result.name, layout.spans(result), result.path)
         yield result
 
 

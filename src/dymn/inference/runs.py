@@ -7,6 +7,7 @@ depends on the journal alone, not on how often the run was interrupted.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -125,7 +126,7 @@ def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
             continue
         try:
             parts = _unframed(done.result) if each else [done.result]
-            unpacked = [kind.unpack(name, done.seconds, part) for part in parts]
+            unpacked = [replace(kind.unpack(name, done.seconds, part), path=os.fspath(done.name)) for part in parts]
             if each:
                 channels = (Channel(number, len(parts)) for number in range(1, len(parts) + 1))
                 unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import heapq
 import itertools
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dymn.audio.stored import StoredAudio, stored
+from dymn.audio.notes import SLACK_SECONDS
+from dymn.audio.stored import StoredAudio, StoredBlock, stored
 from dymn.errors import AudioError, ConfigError
 from dymn.inference.formats.layout import Span
 from dymn.system.files import atomic_write, csv_text
@@ -37,9 +39,10 @@ COLUMNS = (
 
 
 class FoundSegment(NamedTuple):
-    """A passage of a recording that is cut out: the name of the recording, and the passage."""
+    """A passage of a recording that is cut out: the name and the path of the recording, and the passage."""
 
     recording: str
+    path: str
     span: Span
 
 
@@ -60,10 +63,17 @@ class SegmentCutter:
         self._best: defaultdict[str, list[tuple[float, int, FoundSegment]]] = defaultdict(list)
         self._order = itertools.count()
 
-    def see(self, recording: str, spans: Iterable[Span]) -> None:
-        """Take the passages of a recording into account; at equal scores, the first ones are kept."""
+    def see(self, recording: str, spans: Iterable[Span], path: str | None = None) -> None:
+        """Take the passages of a recording into account; at equal scores, the first ones are kept.
+
+        Args:
+            recording: its name.
+            spans: the passages.
+            path: of the recording; by default, its name.
+        """
         for span in spans:
-            best, item = self._best[span.label], (span.score, -next(self._order), FoundSegment(recording, span))
+            segment = FoundSegment(recording, path or recording, span)
+            best, item = self._best[span.label], (span.score, -next(self._order), segment)
             if self.per_label and len(best) >= self.per_label:
                 heapq.heappushpop(best, item)
             else:
@@ -82,7 +92,7 @@ class SegmentCutter:
         chosen: defaultdict[str, list[FoundSegment]] = defaultdict(list)
         for best in self._best.values():
             for _, _, segment in sorted(best, reverse=True):
-                chosen[segment.recording].append(segment)
+                chosen[segment.path].append(segment)
         used: set[str] = set()
         rows: list[list[str]] = []
         errors: list[AudioError] = []
@@ -94,10 +104,10 @@ class SegmentCutter:
                 begun.flush()
                 return path
 
-            for done, (recording, segments) in enumerate(chosen.items()):
+            for done, (source, segments) in enumerate(chosen.items()):
                 progress(done, len(chosen))
                 try:
-                    with stored(recording, partial=self.partial) as sound:
+                    with stored(source, partial=self.partial) as sound:
                         rows.extend(_cut(sound, self.folder, segments, name))
                 except AudioError as error:
                     errors.append(error)
@@ -105,7 +115,8 @@ class SegmentCutter:
                     why = getattr(error, "strerror", None) or error
                     errors.append(
                         AudioError(
-                            f"{recording}: its segments cannot be extracted: {why}. Check the disk of {self.folder}."
+                            f"{segments[0].recording}: its segments cannot be extracted: {why}. Check the disk of "
+                            f"{self.folder}."
                         )
                     )
         rows.sort(key=lambda row: (row[1], -float(row[2]), row[0]))
@@ -126,20 +137,27 @@ class SegmentCutter:
 
 
 class _Writer:
-    """A segment that is being written, from one sample to another."""
+    """A segment that is being written, from the block in which it starts on."""
 
-    def __init__(self, sound: StoredAudio, path: Path, segment: FoundSegment, first: int, last: int) -> None:
+    def __init__(self, sound: StoredAudio, path: Path, segment: FoundSegment, block: StoredBlock) -> None:
         import soundfile
 
-        self.segment, self.first, self.last, self.written = segment, first, last, 0
+        self.segment, self.written = segment, 0
+        self.rate, self.channels, self.begin = block.rate, block.samples.shape[1], block.begin
+        self.first, self.last = block.range(segment.span.start, segment.span.end)
         self._stack = ExitStack()
         file = self._stack.enter_context(atomic_write(path))
         kind = {"format": sound.container, "subtype": sound.subtype}
-        self._sound: Any = soundfile.SoundFile(file, "w", sound.rate, sound.channels, **kind)
+        self._sound: Any = soundfile.SoundFile(file, "w", self.rate, self.channels, **kind)
 
-    def write(self, place: int, samples: Any) -> None:
-        """Write what belongs to the segment of samples [n, channels] from a place on."""
-        part = samples[max(0, self.first - place) : max(0, self.last - place)]
+    @property
+    def missing(self) -> float:
+        """The seconds that have not been written."""
+        return (self.last - self.first - self.written) / self.rate
+
+    def write(self, block: StoredBlock) -> None:
+        """Write what belongs to the segment of a block of the same rate and channels."""
+        part = block.part(self.first, self.last)
         self._sound.write(part)
         self.written += len(part)
 
@@ -152,36 +170,50 @@ class _Writer:
 def _cut(
     sound: StoredAudio, folder: Path, segments: Sequence[FoundSegment], name: Callable[[FoundSegment, str], str]
 ) -> Iterator[list[str]]:
-    """Cut segments of one recording in one pass, and yield the row of the index of each that is complete."""
-    rate = sound.rate
-    waiting = [(round(one.span.start * rate), round(one.span.end * rate), one) for one in segments]
-    waiting.sort(key=lambda item: item[:2], reverse=True)
+    """Cut segments of one recording in one pass, and yield the row of the index of each that is complete.
+
+    Raises:
+        AudioError: if the recording cannot be read; and at the end, if segments end early because its sample rate or
+            the number of its channels changes in them.
+    """
+    waiting = sorted(segments, key=lambda one: (one.span.start, one.span.end), reverse=True)
     writers: dict[str, _Writer] = {}
+    begin, changes, n_short = 0.0, list[str](), 0
 
     def closed(paths: list[str]) -> Iterator[list[str]]:
         for path in paths:
             done = writers.pop(path)
             done.close()
-            span, times = done.segment.span, (done.first / rate, (done.first + done.written) / rate)
+            span, first = done.segment.span, done.first
             about = [span.label, f"{span.score:.6f}", done.segment.recording]
-            yield [path, *about, *(f"{time:.6f}" for time in times), str(rate), str(sound.channels)]
+            times = (done.begin + place / done.rate for place in (first, first + done.written))
+            yield [path, *about, *(f"{time:.6f}" for time in times), str(done.rate), str(done.channels)]
 
     try:
-        for place, samples in sound.blocks([(first, last) for first, last, _ in waiting]):
-            end = place + len(samples)
-            while waiting and waiting[-1][0] < end:
-                first, last, segment = waiting.pop()
+        for block in sound.blocks([(one.span.start, one.span.end) for one in segments]):
+            if block.begin != begin:
+                begin, short = block.begin, sum(writer.missing > SLACK_SECONDS for writer in writers.values())
+                n_short += short
+                changes += [f"{begin:.2f} s"] if short else []
+                yield from closed(list(writers))
+            while waiting and block.range(waiting[-1].span.start, math.inf)[0] < block.end:
+                segment = waiting.pop()
                 path = name(segment, f".{sound.container.lower()}")
-                writers[path] = _Writer(sound, folder / path, segment, first, last)
+                writers[path] = _Writer(sound, folder / path, segment, block)
             for writer in writers.values():
-                writer.write(place, samples)
-            yield from closed([path for path, writer in writers.items() if writer.last <= end])
+                writer.write(block)
+            yield from closed([path for path, writer in writers.items() if writer.last <= block.end])
         yield from closed(list(writers))
     except BaseException as error:
         for writer in writers.values():
             with contextlib.suppress(BaseException):
                 writer.close(error)
         raise
+    if n_short:
+        raise AudioError(
+            f"{sound.name}: its sample rate or its channels change at {', '.join(changes)}; number of segments that "
+            f"end early there: {n_short}. To keep them whole, convert it first: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
+        )
 
 
 def _path(segment: FoundSegment) -> str:

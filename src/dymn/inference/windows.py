@@ -48,6 +48,8 @@ class RecordingInfo:
         channel: the channel, if there is one result per channel.
         begin: absolute start of the recording; only with the setting `clock`.
         read_channel: number of the only channel that was read, None if all were mixed.
+        path: where the recording is, which its name cannot state if the path is no valid text; empty if that is not
+            known.
     """
 
     notes: tuple[str, ...] = ()
@@ -55,6 +57,7 @@ class RecordingInfo:
     channel: Channel | None = None
     begin: Begin | None = None
     read_channel: int | None = None
+    path: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Opened:
         speed: how much faster it is played than it was recorded.
         channel: which channel is read, if each is.
         begin: when it began, if that is known and requested.
+        path: where it is, or "".
     """
 
     name: str
@@ -102,6 +106,7 @@ class Opened:
     speed: float = 1.0
     channel: Channel | None = None
     begin: Begin | None = None
+    path: str = ""
 
     def seconds(self, rate: int) -> float:
         """Return how much of it has been read, in seconds of the recording, from the rate of the network in Hz."""
@@ -115,6 +120,7 @@ class Opened:
             "channel": self.channel,
             "begin": self.begin,
             "read_channel": self.notes.channel,
+            "path": self.path,
         }
 
 
@@ -251,7 +257,7 @@ def pieces(
 
     def one(source: AudioSource, read: ReadSettings, channel: Channel | None = None) -> Generator[Piece, None, bool]:
         """Yield the pieces of a recording, and return whether it could be read."""
-        recording = Opened(source_name(source), speed=read.speed, channel=channel)
+        recording = Opened(source_name(source), speed=read.speed, channel=channel, path=_path(source))
         places: deque[tuple[float, float]] = deque()
 
         def windows() -> Iterator[Filled]:
@@ -422,3 +428,10 @@ def source_name(source: AudioSource) -> str:
     """Return a source's name as printable text, also where a file's name is no valid text."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)
+
+
+def _path(source: AudioSource) -> str:
+    """Return the path of a source or of an open file, as the system knows it; "" if it has none."""
+    source = source.source if isinstance(source, Shared) else source
+    path = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
+    return os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""

@@ -130,9 +130,13 @@ class ClipRecorder:
             clip.message = message
             self._ended.append(clip)
 
+    def complete(self) -> Iterator[Message]:
+        """Complete the clips of all sounds that have ended, without more audio, and yield their messages."""
+        yield from self._complete(lambda clip: True)
+
     def close(self) -> Iterator[Message]:
         """End all clips, and yield the messages of those whose sound has ended."""
-        yield from self._complete(lambda clip: True)
+        yield from self.complete()
         for clip in self._open.values():
             clip.discard()
         self._open = {}

@@ -50,6 +50,8 @@ def listen(
             if chunk.notice is not None:
                 if chunk.notice.kind == "lost":
                     report(sounds.lose())
+                    for message in clips.complete() if clips is not None else ():
+                        send(message)
                 send(messages.notice(chunk.notice, sounds.seconds))
                 continue
             if clips is not None:

@@ -259,6 +259,9 @@ def test_a_failing_batch_fails_those_who_wait_for_it_and_no_others(stub):
         ("?window=nan", wav(), 400, "setting"),
         ("?labels=Dragon", wav(), 400, "setting"),
         ("?model=../../etc/passwd", wav(), 404, "model"),
+        ("?top_k=1&top_k=2", wav(), 422, "query"),
+        ("?layers=last", wav(), 422, "query"),
+        ("?embedding=true&layers=", wav(), 400, "setting"),
         ("", wav(5), 413, "too_long"),
         ("?window=0.05&hop=0.05", wav(3.9), 413, "too_many_windows"),
         ("", bytes(2_000_000), 413, "too_large"),
@@ -291,6 +294,16 @@ def test_broken_forms(client, content_type):
     assert code(one.post("/v1/tag", content=b"--y\r\nnonsense", headers={"content-type": content_type})) == "form"
     assert code(one.post("/v1/tag", files={"other": ("a.wav", wav())})) == "form"
     assert code(one.post("/v1/tag", files=[("file", ("a.wav", wav())), ("file", ("b.wav", wav()))])) == "form"
+
+
+def test_settings_in_a_form_are_rejected_with_the_remedy(client):
+    for count in (1, 9):
+        fields = {f"top_k{'' if i == 0 else i}": "1" for i in range(count)}
+        response = client().post("/v1/tag", files={"file": ("a.wav", wav())}, data=fields)
+        assert (response.status_code, code(response)) == (400, "form")
+        assert "query" in response.json()["error"]["message"]
+    assert "'top_k'" in client().post("/v1/tag", files={"file": wav()}, data={"top_k": "1"}).text
+    assert client().post("/v1/tag?labels=Loud&labels=Quiet", files={"file": wav()}).status_code == 200
 
 
 def test_names_of_files_are_only_shown():

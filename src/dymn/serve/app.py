@@ -20,6 +20,7 @@ from dymn import __version__
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.inference.windows import one_result
+from dymn.runtime.layers import LAST
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
 from dymn.serve.batching import Deadline
 from dymn.serve.errors import Refusal, refusal
@@ -31,6 +32,8 @@ from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import receive
 from dymn.system.memory import release_memory
 
+_REPEATED = ("labels", "exclude")
+"""Parameters of a query that may be given several times."""
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
     "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
@@ -47,13 +50,13 @@ _ERROR = {
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
     for status, text in {
-        400: "A setting is not allowed, the body is empty, or a form has no file.",
+        400: "A setting is not allowed, the body is empty, or a form has no file or other fields.",
         401: "The token is missing or wrong.",
         404: "There is no such model.",
         408: "The body took too long to arrive.",
         413: "The body or the recording is too long.",
         415: "The format needs a decoder that is not installed.",
-        422: "The recording cannot be decoded, or a parameter of the query is unknown.",
+        422: "The recording cannot be decoded, or a parameter of the query is unknown, repeated or without effect.",
         503: "The queue is full, or the response took too long; Retry-After states when to try again.",
     }.items()
 }
@@ -121,14 +124,19 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         band: Annotated[str | None, Query(description="Frequencies to keep, in Hz, such as 2000-8000.")] = None,
         timeline: Annotated[bool, Query(description="Also return the tags of each window.")] = False,
         embedding: Annotated[bool, Query(description="Also return an embedding, as `dymn embed` does.")] = False,
-        layers: Annotated[str, Query(description="The layers of the embedding.", max_length=200)] = "last",
+        layers: Annotated[
+            str | None,
+            Query(description="The layers of the embedding; the default is last.", min_length=1, max_length=200),
+        ] = None,
     ) -> dict[str, Any]:
         """Tell which sounds are in a recording: the body of the request, or the field `file` of a form."""
         reading: dict[str, Any] = {"channel": channel, "gain": gain, "band": band, "specific": specific}
         given = (top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
         chosen = TagSettings(*given, **reading)
         one_result(chosen)
-        question = Question(model, chosen, timeline, layers if embedding else "")
+        if layers and not embedding:
+            raise Refusal(422, "query", "layers has no effect without an embedding. Add embedding=true.")
+        question = Question(model, chosen, timeline, (layers or LAST) if embedding else "")
         before = monotonic()
         with service.admitted() as arrival:
             service.check(question)
@@ -144,13 +152,15 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
 
 
 async def _check_query(request: Request) -> None:
-    """Reject unknown parameters, which a program would otherwise believe to be applied."""
+    """Reject unknown and repeated parameters, which a program would otherwise believe to be applied."""
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     for name in request.query_params:
         if name not in known:
             similar = difflib.get_close_matches(name, known, n=1)
             remedy = f"Did you mean {similar[0]}?" if similar else f"Known: {', '.join(known) or 'none'}."
             raise Refusal(422, "query", f"There is no parameter {name[:100]!r}. {remedy}")
+        if name not in _REPEATED and len(request.query_params.getlist(name)) > 1:
+            raise Refusal(422, "query", f"{name} is given more than once. Give it once.")
 
 
 async def _while_wanted(request: Request, service: Service, upload: Any, question: Question) -> dict[str, Any]:

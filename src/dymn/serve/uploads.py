@@ -91,8 +91,8 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
     """Return the recording of a request, open at its start; the caller closes it.
 
     Raises:
-        Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a
-            file.
+        Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is a form that
+            contains something other than one file.
     """
     arrival = arrival or Arrival()
     declared = request.headers.get("content-length", "")
@@ -110,7 +110,9 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
         raise Refusal(499, "gone", "The client disconnected.") from error
     except HTTPException as error:
         raise Refusal(
-            400, "form", f"The form cannot be read: {error.detail} Send one file in the field `file`."
+            400,
+            "form",
+            f"The form cannot be read: {error.detail} Send one file in the field `file`, and settings in the query.",
         ) from error
     if upload.seek(0, io.SEEK_END) == 0:
         upload.close()
@@ -156,6 +158,10 @@ async def _form(request: Request) -> Upload:
         file: Any = form.get("file")
         if not isinstance(file, UploadFile):
             raise Refusal(400, "form", "The form has no file in its field `file`. Put the recording there.")
+        for name, _ in form.multi_items():
+            if name != "file":
+                remedy = "Send one file in the field `file`, and settings as parameters of the query: ?top_k=3."
+                raise Refusal(400, "form", f"The field {name[:100]!r} of the form is not allowed. {remedy}")
         upload = Upload(shown_name(file.filename))
         try:
             await run_in_threadpool(shutil.copyfileobj, file.file, upload)

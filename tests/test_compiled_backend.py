@@ -5,6 +5,7 @@ PyTorch's numbers without PyTorch, for every published head and stride.
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dymn import LogMel, Tagger, create_model
 from dymn.architectures import Variant
 from dymn.audio.mel import mel_basis
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.models import pretrained
 from dymn.models.mobilenet import MobileNet
 from dymn.native import libraries
@@ -344,6 +345,36 @@ def test_an_exported_file_takes_over_without_pytorch(tmp_path, monkeypatch):
     pretrained.save(model, checkpoint)
     with pytest.raises(ConfigError, match="export it to ONNX"):
         open_backend(checkpoint, device="cpu")
+
+
+def test_an_onnx_file_of_other_weights_is_not_used_for_a_name(tmp_path, monkeypatch):
+    """Exported files remain in the cache when the weights of a name change."""
+    pytest.importorskip("onnxruntime")
+    from dymn.export import build
+    from dymn.runtime.onnx_backend import cached_path
+
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = cached_path("birds")
+    path.parent.mkdir(parents=True)
+    model = small("dymn04")
+    model.card = dataclasses.replace(model.card, name="birds")
+    model.save_pretrained(tmp_path / "birds")
+    content = build(MobileNet.from_pretrained(tmp_path / "birds"))
+    for name in ("birds", "dymn04_open", "dymn04_open+dymn02_open"):
+        cached_path(name).write_bytes(content)
+    assert isinstance(open_backend("birds", backend="onnx"), OnnxBackend)
+    for name in ("dymn04_open", "dymn04_open+dymn02_open"):
+        with pytest.raises(WeightsError, match=f"exported from other weights.*dymn export {re.escape(name)}"):
+            open_backend(name, backend="onnx")
+        assert isinstance(open_backend(cached_path(name), backend="onnx"), OnnxBackend)  # a path names the file itself
+    with torch.no_grad():
+        model.head.classifier.bias += 1
+    model.save_pretrained(tmp_path / "birds")
+    with pytest.raises(WeightsError, match="exported from other weights"):
+        open_backend("birds", backend="onnx")
+    shutil.rmtree(tmp_path / "birds")  # only the ONNX file is here
+    assert isinstance(open_backend("birds", backend="onnx"), OnnxBackend)
 
 
 def test_a_gpu_is_left_to_pytorch(monkeypatch):

@@ -5,11 +5,13 @@ By default, a backend uses compiled code if possible, otherwise PyTorch or ONNX 
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dymn.config import check, check_choice
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, WeightsError
 from dymn.native import libraries
 from dymn.runtime.backend import Backend
 from dymn.runtime.compiled_backend import CompiledBackend, can_compile
@@ -18,9 +20,11 @@ from dymn.runtime.onnx_backend import OnnxBackend, cached_path, find_file
 from dymn.system.cpus import check_threads, may_have_gpu
 from dymn.system.extras import has_torch, require_torch
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.ensembles import ENSEMBLES, members
+from dymn.weights.download import known_digest
+from dymn.weights.ensembles import ENSEMBLES, joint_digest, members
 from dymn.weights.files import DownloadProgress
 from dymn.weights.format import Stored
+from dymn.weights.registry import REGISTRY
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +58,8 @@ def open_backend(
         progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
-        WeightsError: if the model cannot be found, downloaded or read.
+        WeightsError: if the model cannot be found, downloaded or read, or its ONNX file in the cache was exported from
+            other weights.
         ConfigError: if a setting is not allowed, or the backend cannot compute the model here.
         MissingExtraError: if the backend is not installed.
 
@@ -85,7 +90,10 @@ def open_backend(
             not isinstance(source, Stored),
             "ONNX Runtime opens files, not checkpoints in memory. Export one with `dymn export`.",
         )
-        return OnnxBackend(find_file(str(source)), threads)
+        opened_file = OnnxBackend(find_file(str(source)), threads)
+        if not is_onnx:
+            _check_export(opened_file, str(source))
+        return opened_file
     if backend == "torch":
         require_torch("The backend torch")
     on_cpu = str(device) == "cpu" or (device is None and not (may_have_gpu() and has_torch()))
@@ -114,6 +122,29 @@ def open_backend(
         f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or "
         "export it to ONNX on a machine with PyTorch, and use the .onnx file here (pip install 'dymn[onnx]')."
     )
+
+
+def _check_export(backend: OnnxBackend, name: str) -> None:
+    """Raise a WeightsError if the cached ONNX file of a name was exported from other weights than its present ones."""
+    digest = _known_digest(name)
+    if digest and backend.exported_from != digest:
+        raise WeightsError(
+            f"The ONNX file {cached_path(name)} was exported from other weights than those of {name}. Write it again "
+            f"with: dymn export {name}"
+        )
+
+
+def _known_digest(name: str) -> str:
+    """Return the digest of a model's checkpoint if it is known without a download, otherwise ""."""
+    if len(names := members(name)) > 1:
+        digests = [_known_digest(member) for member in names]
+        return joint_digest(digests) if all(digests) else ""
+    if name in REGISTRY:
+        return known_digest(REGISTRY[name]).digest
+    if os.path.exists(os.path.expanduser(name)):
+        with suppress(WeightsError):  # something else has this name
+            return open_checkpoint(name).digest
+    return ""
 
 
 def _exported(stored: Stored, threads: int | None) -> OnnxBackend | None:

@@ -52,6 +52,11 @@ def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bo
         front_end=first.front_end,
         labels=first.labels,
         licence="; ".join(dict.fromkeys(card.licence for card in cards if card.licence)),
-        provenance={"members": names, "sha256": hashlib.sha256("\0".join(digests).encode()).hexdigest()},
+        provenance={"members": names, "sha256": joint_digest(digests)},
         exclusive=first.exclusive,
     )
+
+
+def joint_digest(digests: Sequence[str]) -> str:
+    """Return the digest of an ensemble from those of its models."""
+    return hashlib.sha256("\0".join(digests).encode()).hexdigest()

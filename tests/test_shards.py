@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 
 from dymn.cli import app
 from dymn.data import TASKS, BadClip, PackSettings, Source, TeacherTable, open_source, pack, task_facts, task_of
+from dymn.data.catalog import Catalog
 from dymn.data.detect import detect
 from dymn.data.packed import COLUMNS_FILE, INDEX_FILE, WORK_FOLDER
+from dymn.data.stores import FileStore
 from dymn.data.tar import tar_members
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, ResourceError
@@ -293,6 +295,20 @@ def test_damage_is_noticed(packed):
         open_source("packed", packed)
     (packed / COLUMNS_FILE).write_bytes(columns)
     assert len(open_source("packed", packed)) == 10
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_shards_are_not_read_without_their_index(masked, tmp_path):
+    """Soft labels, splits and annotated classes would vanish."""
+    catalog = Catalog(("a", "b"), ("Dog", "Rain"), np.float32([[0.2, 0.9], [0, 1]]), splits=("train", "test"))
+    if masked:
+        catalog = dataclasses.replace(catalog, masks=np.uint8([[1, 1], [0, 0]]))
+    paths = [write_audio(tmp_path / f"{key}.wav") for key in catalog.keys]
+    made = pack(Source(catalog, FileStore(paths)), tmp_path / "out")
+    (tmp_path / "out" / "index.json").unlink()
+    for path in (tmp_path / "out", *(tmp_path / "out" / shard["name"] for shard in made.index.shards)):
+        with pytest.raises(DataError, match="Give the whole folder"):
+            open_source("shards", path, labels=catalog.labels)
 
 
 def test_an_index_of_another_program_is_left_alone(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.data.catalog import Catalog
+from dymn.data.packed import INDEX_FILE, is_packed_clip
 from dymn.data.readers import csv_rows, multi_hot, named_files, split_name, table
 from dymn.data.stores import MAX_BYTES, FilePool, Hdf5Store, Store, open_hdf5, read_member, reading_hdf5, tar_store
 from dymn.data.tar import Member, tar_members
@@ -51,7 +52,7 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
         labels: names of the classes; None for AudioSet's.
 
     Raises:
-        DataError: if there are no shards, a shard is damaged, or index and shards disagree.
+        DataError: if there are no shards, a shard is damaged or one of `dymn shards`, or index and shards disagree.
     """
     corpora = (
         [root]
@@ -129,9 +130,15 @@ def _json_labels(member: Member | None, files: FilePool[BinaryIO]) -> list[str] 
     if member.size > MAX_JSON:
         raise DataError(f"A JSON member of {member.path} has {member.size} bytes; at most {MAX_JSON} are allowed.")
     try:
-        names = json.loads(read_member(member, files)).get("labels")
+        about = json.loads(read_member(member, files))
+        names, is_packed = about.get("labels"), is_packed_clip(about)
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"A JSON member of {member.path} at byte {member.offset} is not an object: {error}.") from error
+    if is_packed:  # its classes, probabilities, splits and folds only have a meaning with the index
+        raise DataError(
+            f"{member.path} was written by dymn shards and is read with the {INDEX_FILE} of its folder. Give the whole "
+            f"folder; if it has no {INDEX_FILE}, it is incomplete: copy it, or pack the dataset, again."
+        )
     if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         return names
     raise DataError(f"A JSON member of {member.path} at byte {member.offset}: labels must be a list of names.")

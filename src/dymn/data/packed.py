@@ -14,6 +14,7 @@ A folder of them holds
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from dymn.system.files import atomic_write, digest_of, open_regular, read_bounde
 FORMAT = "dymn-shards/1"
 INDEX_FILE, COLUMNS_FILE, WORK_FOLDER = "index.json", "clips.npz", ".packing"
 MAX_INDEX = 2**26
+CLIP_FIELDS = frozenset(("key", "labels", "probabilities", "annotated", "split", "fold", "seconds"))
+"""The fields of the JSON object next to a clip; all objects have `key` and `seconds`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ def is_packed(root: Path) -> bool:
             return b'"dymn-shards/' in file.read(100)
     except OSError:
         return (root / WORK_FOLDER).exists()
+
+
+def is_packed_clip(about: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is one that `dymn shards` writes next to a clip."""
+    return {"key", "seconds"} <= about.keys() <= CLIP_FIELDS
 
 
 def read_index(root: Path) -> Index:

@@ -9,7 +9,7 @@ import pytest
 from dymn.data import open_source
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
-from dymn.training import TrainConfig, inputs, load_recipe
+from dymn.training import TrainConfig, folds, inputs, load_recipe
 from dymn.training.inputs import differences, run_digest
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
@@ -95,6 +95,16 @@ def test_a_test_set_is_taken_where_there_is_one(tmp_path):
     assert resolve(fine_tune(tmp_path / "single")).config.data.val == ""
     config = resolve(fine_tune(tmp_path / "esc", "data.fold=2")).config
     assert (config.data.kind, config.data.test, config.data.fold, config.data.seconds) == ("esc50", "test", 2, 0.0)
+
+
+@pytest.mark.parametrize(("holdout", "val"), [(0.0, ""), (0.2, "val")])
+def test_splits_are_left_open_for_all_folds(tmp_path, monkeypatch, holdout, val):
+    write_esc50(tmp_path / "esc")
+    runs = []
+    monkeypatch.setattr(folds, "train", lambda config, reporter, data: runs.append(config) or {})
+    folds.train_folds(fine_tune(tmp_path / "esc", f'run.out="{tmp_path}"', f"data.holdout={holdout}"))
+    assert [run.data.fold for run in runs] == [1, 2, 3, 4, 5]
+    assert {(run.data.kind, run.data.val, run.data.test) for run in runs} == {("esc50", val, "test")}
 
 
 def test_nothing_open_means_no_change(tmp_path):

@@ -11,7 +11,7 @@ from dymn.errors import ConfigError
 from dymn.evaluation import metrics
 from dymn.training.loop import train
 from dymn.training.report import Record, Reporter, write_json
-from dymn.training.resolve import resolve, with_folder
+from dymn.training.resolve import open_data, settle, with_folder
 from dymn.training.settings import TrainConfig
 
 FOLDS_FILE = "folds.json"
@@ -32,8 +32,9 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
         ConfigError: if the dataset has no folds.
         DataError, WeightsError: as for `train`.
     """
-    config, data = resolve(with_folder(config.replace({"data.fold": 0})).replace({"data.test": "test"}))
+    config, data = open_data(with_folder(config.replace({"data.fold": 0})).replace({"data.test": "test"}))
     numbers, out = fold_numbers(config, data), Path(config.run.out)
+    config, data = settle(config.replace({"data.fold": numbers[0]}), data)  # splits only exist for a fold
     results = []
     for fold in numbers:
         run = config.replace({"data.fold": fold, "run.out": str(out / f"fold{fold}")})

@@ -29,10 +29,17 @@ class Resolved(NamedTuple):
 def resolve(config: TrainConfig) -> Resolved:
     """Open the data of a run and settle what its config leaves open; a config with nothing open stays as it is.
 
-    `data.kind` "auto" becomes the kind of the files, and any kind becomes "packed" for shards with an index;
-    `data.val` and `data.test` "auto" become "val" and "test", or "" where there are no such clips.
-    If neither config nor dataset defines the length of a training clip, it is that of the longest of some clips,
-    within the kind's length.
+    Raises:
+        ConfigError: if no data are named, or splits are left open and no fold of data with folds is named.
+        DataError: if there are none, or their kind cannot be determined.
+    """
+    return settle(*open_data(config))
+
+
+def open_data(config: TrainConfig) -> Resolved:
+    """Open the data of a run and settle their kind.
+
+    `data.kind` "auto" becomes the kind of the files, and any kind becomes "packed" for shards with an index.
 
     Raises:
         ConfigError: if no data are named.
@@ -47,8 +54,21 @@ def resolve(config: TrainConfig) -> Resolved:
         changes |= {"data.kind": layout.kind, "data.path": str(layout.path)}
     config = config.replace(changes)
     data = config.data
-    task, whole = opened = open_dataset(data.kind, data.path, **data.options)
-    changes = {
+    return Resolved(config, open_dataset(data.kind, data.path, **data.options))
+
+
+def settle(config: TrainConfig, opened: Dataset) -> Resolved:
+    """Settle what a config leaves open about its open data.
+
+    `data.val` and `data.test` "auto" become "val" and "test", or "" where there are no such clips. If neither config
+    nor dataset defines the length of a training clip, it is that of the longest of some clips, within the kind's
+    length.
+
+    Raises:
+        ConfigError: if splits are left open and no fold of data with folds is named.
+    """
+    data, (task, whole) = config.data, opened
+    changes: dict[str, Any] = {
         f"data.{name}": name if _has(whole, name, data) else ""
         for name in ("val", "test")
         if getattr(data, name) == AUTO

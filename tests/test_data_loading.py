@@ -1,6 +1,5 @@
 """Samplers, batches, the loader and the decoded cache."""
 
-import logging
 import os
 import pickle
 import sys
@@ -133,17 +132,27 @@ def test_weights_by_hand():
     assert class_counts(masked).tolist() == [1, 1]
 
 
-def test_balanced_sampler_draws_without_replacement(caplog):
+def test_balanced_sampler_draws_without_replacement():
     source = annotated(np.eye(3)[np.random.default_rng(0).integers(0, 3, 500)])
     sampler = BalancedSampler(source, seed=1, draws=200)
     order = sampler.order(0)
     assert len(sampler) == len(order) == len(set(order.tolist())) == 200
     assert order.tolist() == BalancedSampler(source, seed=1, draws=200).order(0).tolist() != sampler.order(1).tolist()
-    with caplog.at_level(logging.INFO):
-        assert sorted(BalancedSampler(source).order(0)) == list(range(500))
-    assert "fewer than the requested 100000 clips" in caplog.text
     with pytest.raises(DataError, match="No clip has a label"):
         BalancedSampler(annotated(np.zeros((4, 2))))
+
+
+@pytest.mark.parametrize(("draws", "expected"), [(None, 10), (60, 20)])
+def test_balanced_sampler_repeats_rare_classes_of_small_data(draws, expected):
+    """20 clips of one class, 6 and 4 of the others, and one without a class."""
+    classes = np.repeat([0, 1, 2], [20, 6, 4])
+    sampler = BalancedSampler(annotated(np.concatenate([np.eye(3)[classes], np.zeros((1, 3))])), seed=1, draws=draws)
+    orders = [sampler.order(epoch) for epoch in range(3)]
+    assert [np.bincount(classes[order]).tolist() for order in orders] == [[expected] * 3] * 3
+    assert all(max(order) < 30 and len(order) == len(sampler) == 3 * expected for order in orders)
+    assert orders[0].tolist() != orders[1].tolist() and set(np.concatenate(orders).tolist()) > set(range(20, 30))
+    times = np.bincount(orders[0], minlength=30)[26:]  # of the 4 clips of the rarest class
+    assert set(times.tolist()) <= {expected // 4, -(-expected // 4)}
 
 
 def test_balanced_sampler_follows_the_weights():

@@ -5,7 +5,6 @@ The sequence depends only on seed and epoch, not on the number of workers or pro
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -15,8 +14,7 @@ import numpy.typing as npt
 from dymn.data.source import Source
 from dymn.errors import ConfigError, DataError
 
-logger = logging.getLogger(__name__)
-
+MOST = 100_000  # clips of a balanced epoch, as for AudioSet
 AUDIBLE = 0.1  # least probability of a class that counts as a prediction of the teacher
 EVEN = 0.25  # of the draws, for which all clips are alike
 ENOUGH = 3.0  # clips of a class, from which on it is as frequent as any other among the draws
@@ -64,24 +62,26 @@ class PlainSampler:
 
 
 class BalancedSampler:
-    """Draws rare classes more often (Sec. IV-A): a clip's weight is the sum of 1000 / (100 + count) over its classes.
+    """Draws rare classes more often; an epoch has `draws` clips, by default all that have a class, but at most `MOST`.
 
-    An epoch has `draws` clips, drawn without replacement (all clips with a class, if they are fewer).
+    Fewer draws than clips are without replacement, as for AudioSet (Sec. IV-A): a clip's weight is the sum of 1000 /
+    (100 + count) over its classes. If there are as many draws as clips, or more, this would select every clip alike.
+    Then a clip's weight is the sum of 1 / count, so all classes are drawn equally often (clips with several classes
+    aside), and the clips of rare ones several times; of each clip, the number of times is rounded up or down at random.
     """
 
-    def __init__(self, source: Source, seed: int = 0, *, draws: int = 100_000) -> None:
-        if draws < 1 or seed < 0:
+    def __init__(self, source: Source, seed: int = 0, *, draws: int | None = None) -> None:
+        if (draws is not None and draws < 1) or seed < 0:
             raise ConfigError(f"draws and seed are {draws} and {seed}; draws must be at least 1, seed at least 0.")
         self.seed = seed
         weights = clip_weights(source)
         labelled = int((weights > 0).sum())
         if labelled == 0:
             raise DataError("No clip has a label, so classes cannot be balanced. Use plain sampling.")
-        if labelled < draws:
-            logger.info(
-                "An epoch has %d clips, because fewer than the requested %d clips have labels.", labelled, draws
-            )
-        self.draws = min(draws, labelled)
+        self.draws = min(labelled, MOST) if draws is None else draws
+        self._repeated: WeightedSampler | None = None
+        if self.draws >= labelled:
+            self._repeated = WeightedSampler(clip_weights(source, offset=0.0), seed, draws=self.draws)
         with np.errstate(divide="ignore"):
             self._log_weights = np.log(weights)
 
@@ -89,10 +89,12 @@ class BalancedSampler:
         return self.draws
 
     def order(self, epoch: int) -> Order:
-        """Return the positions in the order of successive draws without replacement.
+        """Return the positions in the order of successive draws.
 
-        The largest values of log(weight) + Gumbel noise are distributed like such draws.
+        Without replacement, the largest values of log(weight) + Gumbel noise are distributed like such draws.
         """
+        if self._repeated is not None:
+            return self._repeated.order(epoch)
         rng = np.random.default_rng((self.seed, epoch, 0, 0))
         scores = self._log_weights + rng.gumbel(size=len(self._log_weights))
         chosen = np.argpartition(-scores, self.draws - 1)[: self.draws]
@@ -151,9 +153,9 @@ def class_counts(source: Source, rows: int = 65_536) -> npt.NDArray[np.int64]:
     return counts
 
 
-def clip_weights(source: Source, rows: int = 65_536) -> npt.NDArray[np.float64]:
-    """Return the sampling weight of every clip [N]."""
-    per_class = 1000.0 / (100.0 + class_counts(source, rows))
+def clip_weights(source: Source, rows: int = 65_536, offset: float = 100.0) -> npt.NDArray[np.float64]:
+    """Return the sampling weight of every clip [N], the sum of 1000 / (offset + count) over its classes."""
+    per_class = 1000.0 / (offset + np.maximum(class_counts(source, rows), 1))
     parts = [_positive(source, slice(start, start + rows)) @ per_class for start in range(0, len(source), rows)]
     return np.concatenate(parts)
 

@@ -28,6 +28,7 @@ from dymn.data import (
     published,
     select,
 )
+from dymn.data.samplers import MOST
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
 from dymn.models.mobilenet import MobileNet
@@ -187,14 +188,15 @@ def training_loader(
     `weights` are those by which clips are drawn, if `data.sampling` uses any.
     """
     data, seed = config.data, config.run.seed
+    n = len(inputs.train)
     if data.sampling == "balanced":
         sampler: BalancedSampler | PlainSampler | WeightedSampler = BalancedSampler(
-            inputs.train, seed, draws=data.draws or 100_000
+            inputs.train, seed, draws=max(data.draws or min(n, MOST), data.least_draws)
         )
     elif weights is not None:
-        sampler = WeightedSampler(weights, seed, draws=max(data.draws or len(inputs.train), data.least_draws))
+        sampler = WeightedSampler(weights, seed, draws=max(data.draws or n, data.least_draws))
     else:
-        sampler = PlainSampler(len(inputs.train), seed, draws=max(data.draws or len(inputs.train), data.least_draws))
+        sampler = PlainSampler(n, seed, draws=max(data.draws or n, data.least_draws))
     batch_size = config.optim.batch_size // config.optim.accumulate
     if batch_size % world:
         raise ConfigError(

@@ -46,8 +46,9 @@ class DataSettings:
     With `test_epochs`, the test clips are also evaluated after each of this number of last epochs, and the means are
     reported next to the final metrics, as in the paper; they are not used for any selection.
 
-    `sampling` "balanced" draws `draws` clips per epoch by class frequency. "plain" uses every clip once (or `draws`
-    clips, if not 0), but at least `least_draws`, in several passes if necessary. "teacher" is for data without labels
+    An epoch has as many clips as the dataset, or `draws`, if not 0, but at least `least_draws`. `sampling` "plain" uses
+    every clip, in several passes if necessary. "balanced" (at most 100,000 clips without `draws`) draws rare classes
+    more often, with replacement unless there are more clips than draws. "teacher" is for data without labels
     and draws clips by the online teachers' predictions: a quarter of the draws uniformly, the others such that rare
     classes count as much as common ones.
     """

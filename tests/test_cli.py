@@ -84,6 +84,34 @@ def test_what_cannot_be_read_alone_is_written_as_among_others(model, clips, tmp_
     assert refused.exit_code == 1 and (tmp_path / "out.npy.failed.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "output"), [("tag", "v.csv"), ("embed", "v.npy"), ("events", "v.jsonl"), ("events", "v.rttm")]
+)
+def test_an_output_is_kept_when_no_recording_can_be_read(model, clips, tmp_path, command, output):
+    (tmp_path / "bad.wav").write_text("no audio")
+    whole = (clips / "clip0.wav").read_bytes()
+    (tmp_path / "torn.wav").write_bytes(whole[: len(whole) // 2])  # its header can be read
+    words = ("-m", model, "-o", tmp_path / output)
+    assert run(command, clips / "clip0.wav", *words).exit_code == 0
+    earlier = {path: path.read_bytes() for path in tmp_path.glob("v.*")}
+    for wrong in ("mistyped", "bad.wav", "torn.wav"):
+        done = run(command, tmp_path / wrong, *words)
+        assert done.exit_code == 1 and f"{output} is kept as it was" in done.stderr, done.output
+        assert {path: path.read_bytes() for path in earlier} == earlier
+        assert wrong in (tmp_path / f"{output}.failed.jsonl").read_text()
+
+
+def test_a_folder_of_label_tracks_has_a_report_as_long_as_there_are_failures(model, clips, tmp_path):
+    (tmp_path / "bad.wav").write_text("no audio")
+    (tmp_path / "worse.wav").write_text("no audio")
+    report = tmp_path / "tracks.failed.jsonl"
+    for bad in ("bad.wav", "worse.wav", None):  # the folder is new, then exists
+        given = [clips / "clip0.wav", clips / "clip1.wav", *([tmp_path / bad] if bad else [])]
+        done = run("events", *given, "-m", model, "--format", "audacity", "-o", tmp_path / "tracks")
+        assert done.exit_code == (1 if bad else 0), done.output
+        assert [Path(json.loads(line)["file"]).name for line in report.open()] == [bad] if bad else not report.exists()
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, dymn.cli\ntry: dymn.cli.app(['tag', '--help'])\nexcept SystemExit: pass\n"

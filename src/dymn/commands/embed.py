@@ -116,7 +116,7 @@ def embed(
         return functools.partial(embed_files, settings=settings)
 
     done = run(given, layout(()), form, files)
-    if output is not None and done.format != "parquet":
+    if output is not None and done.written and done.format != "parquet":
         write_origin(replace(done.origin, more=done.origin.more | {"partial": done.damaged}), output)
     if done.failed:
         raise typer.Exit(1)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import typer
 
 from dymn.audio.notes import shared_at_end
 from dymn.audio.settings import PLAIN, ReadSettings
+from dymn.commands.failures import is_file, report, report_path
 from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, note_new_folder, text_output
@@ -30,7 +30,7 @@ from dymn.errors import ConfigError, DymnError
 from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
-from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
+from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
 from dymn.inference.runs import Kind, compute, is_last, results
 from dymn.inference.windows import source_name
 
@@ -110,12 +110,21 @@ class Outcome(NamedTuple):
         damaged: the names of those that were read in part.
         format: the name of the format.
         origin: what made the results.
+        written: whether the output was written, rather than an earlier one kept.
     """
 
     failed: int
     damaged: Sequence[str]
     format: str
     origin: Origin
+    written: bool
+
+
+class RunEnd(NamedTuple):
+    """How many recordings of a run failed, and whether its output was written."""
+
+    failed: int
+    written: bool
 
 
 def run(
@@ -157,8 +166,8 @@ def run(
         check(found)
         if not readable:
             form = form_of(None)
-            failed = stream(given, form, name, damaged, discovery, found, None)
-            return Outcome(failed, (), name, form.origin)
+            ended = stream(given, form, name, damaged, discovery, found, None)
+            return Outcome(ended.failed, (), name, form.origin, ended.written)
         device, inside = (given.device, given.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(given.model, device, given.threads, given.quiet, given.backend, given.precision, inside)
         tagger = given.labels.of(tagger)
@@ -168,10 +177,11 @@ def run(
             workers = default_workers(given.threads, len(found) or MANY) if given.workers is None else given.workers
             files = partial(files, workers=workers)
         if kept:
-            failed = resume(given, form, name, kept, damaged, discovery, files, cutter)
-            return Outcome(failed, damaged, name, form.origin)
-        failed = stream(given, form, name, damaged, discovery, found, files, cutter)
-    return Outcome(failed + cut(cutter, given.quiet), damaged, name, form.origin)
+            ended = resume(given, form, name, kept, damaged, discovery, files, cutter)
+            return Outcome(ended.failed, damaged, name, form.origin, ended.written)
+        ended = stream(given, form, name, damaged, discovery, found, files, cutter)
+    uncut = cut(cutter, given.quiet) if ended.written else 0
+    return Outcome(ended.failed + uncut, damaged, name, form.origin, ended.written)
 
 
 def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
@@ -201,10 +211,10 @@ def stream(
     found: Sequence[Path | str],
     files: Files[R] | None,
     cutter: SegmentCutter | None = None,
-) -> int:
+) -> RunEnd:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
-    Return how many failed, and add the names of those that were read in part to `damaged`.
+    The names of those that were read in part are added to `damaged`.
     """
     total = len(found) + len(discovery.lost)
     bar = Bar(total, quiet=given.quiet, lengths=discovery.seconds)
@@ -222,12 +232,12 @@ def stream(
                 bar.advance(result.name)
 
     separately = _separately(given.output, name, len(found))
-    with report(given, form.layout, name, damaged) as listed:
+    with report(given.output, form.layout, name, damaged, given.quiet) as listed:
         results = listed(seen(with_errors(), form.layout, cutter))
-        write(results, form, name, given.output, stems(found) if separately else None)
+        written = write(results, form, name, given, stems(found) if separately else None)
     if bad and total > 1:
         note(f"{len(bad):,} of {total:,} recordings failed.", given.quiet)
-    return len(bad)
+    return RunEnd(len(bad), written)
 
 
 def resume(
@@ -239,13 +249,12 @@ def resume(
     discovery: Discovery,
     files: Files[R],
     cutter: SegmentCutter | None = None,
-) -> int:
+) -> RunEnd:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
-    Return how many failed, and add the names of those that were read in part to `damaged`.
+    The names of those that were read in part are added to `damaged`.
     """
     from dymn.inference.journal import Journal
-    from dymn.system.files import atomic_write
 
     quiet = given.quiet
     settings = form.origin.to_dict() | {
@@ -266,9 +275,9 @@ def resume(
             (form.kind.result(path, error=error) for path, error in discovery.lost),
             results(journal, form.kind, given.read.channel == "each"),
         )
-        with report(given, form.layout, name, damaged) as listed, atomic_write(output) as file:
-            write_file(listed(seen(found, form.layout, cutter)), form.layout, form.origin, name, file)
-        uncut = cut(cutter, quiet)  # before the journal ends, so that it can be done again
+        with report(output, form.layout, name, damaged, quiet) as listed:
+            written = write(listed(seen(found, form.layout, cutter)), form, name, given, separately=False)
+        uncut = cut(cutter, quiet) if written else 0  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)
@@ -279,7 +288,7 @@ def resume(
             f"them.{again}",
             quiet,
         )
-    return n_failed + uncut
+    return RunEnd(n_failed + uncut, written)
 
 
 def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R], quiet: bool) -> None:
@@ -339,11 +348,6 @@ def journaled(given: RunOptions, name: str) -> Path | None:
     return output if keeps else None
 
 
-def is_file(output: Path | None) -> TypeGuard[Path]:
-    """Whether output goes to a file, which may not be there yet, rather than to a stream, a device or a folder."""
-    return output is not None and (output.is_file() or not output.exists())
-
-
 def check_output(output: Path | None, name: str, count: int) -> None:
     """Raise a ConfigError, before any work is done, if an output does not fit the recordings, or is a folder."""
     tracks = _separately(output, name, count)
@@ -388,9 +392,13 @@ def stems(found: Sequence[Path | str]) -> dict[str, Path]:
 
 
 def write(
-    found: Iterable[R], form: Form[R], name: str, output: Path | None, separately: Mapping[str, Path] | None
-) -> None:
-    """Write results to a file or standard output, or to files in a folder with the paths `separately`, see `stems`."""
+    found: Iterator[R], form: Form[R], name: str, given: RunOptions, separately: Mapping[str, Path] | None
+) -> bool:
+    """Write results to a file or standard output, or to files in a folder with the paths `separately`, see `stems`.
+
+    If all recordings failed, an earlier file is kept, because the paths may be wrong. Return whether it was written.
+    """
+    output = given.output
     if separately is not None and output is not None:
         used: set[str] = set()
         for result in found:
@@ -404,46 +412,20 @@ def write(
             plain = "utf" not in (stream.encoding or "").lower()
             stream.writelines(TEXT[name](found, form.layout, dataclasses.replace(form.origin, plain=plain)))
     else:
+        failed, others = _until_success(found)
+        if failed and not others and output.is_file():
+            note(f"No recording could be read, so {output} is kept as it was.", given.quiet)
+            return False
         with binary_output(output) as file:
-            write_file(found, form.layout, form.origin, name, file)
+            write_file(chain(failed, others), form.layout, form.origin, name, file)
+    return True
 
 
-def report_path(output: Path) -> Path:
-    """Return the path of the report of recordings that failed or were read in part: next to the output."""
-    return output.with_name(f"{output.name}.failed.jsonl")
-
-
-@contextlib.contextmanager
-def report(
-    given: RunOptions, layout: Layout[R], name: str, damaged: list[str]
-) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Yield a function that yields results unchanged, and reports those that failed or were read in part.
-
-    The report is a file next to an output file. Recordings that were read in part are listed in it if the format of the
-    output does not mark them; their names are always added to `damaged`.
-    """
-    from dymn.system.files import atomic_write
-
-    marked = marks_damage(layout, name)
-    with contextlib.ExitStack() as stack:
-        path = report_path(given.output) if is_file(given.output) else None
-        lines = stack.enter_context(atomic_write(path)) if path else None
-
-        def listed(found: Iterable[R]) -> Iterator[R]:
-            for result in found:
-                line: dict[str, Any] = {"file": result.name}
-                if result.partial and is_last(result):
-                    damaged.append(result.name)
-                    line |= {} if marked else {"partial": result.notes}
-                if result.error is not None:
-                    line |= {"error": str(result.error)}
-                if lines and len(line) > 1:
-                    lines.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-                yield result
-
-        yield listed
-    if damaged and path:
-        where = "the output" if marked else str(path)
-        note(f"{len(damaged):,} recording(s) are damaged and were read partially; {where} lists them.", given.quiet)
-    if path and not path.stat().st_size:
-        path.unlink()
+def _until_success(found: Iterator[R]) -> tuple[list[R], Iterable[R]]:
+    """Return the failures before the first success, and the results from there on, an empty list if there are none."""
+    failed = list[R]()
+    for result in found:
+        if result.error is None:
+            return failed, chain((result,), found)
+        failed.append(result)
+    return failed, []

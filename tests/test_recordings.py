@@ -579,6 +579,41 @@ def test_live_sound_has_channels_and_a_gain(tagger):
             tagger.stream(RATE, **wrong)
 
 
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_channel_that_fails_leaves_the_others(tmp_path, bad):
+    samples = noise(2.0, channels=2)
+    samples[RATE, bad - 1] = np.nan
+    paths = [write(tmp_path / "a.wav", samples), write(tmp_path / "b.wav", noise(1.0, 1, 2))]
+    words = (*paths, *MODEL, "--threshold", 0.02, "--channel", "each", "-k", 1)
+    for command in ("tag", "events"):
+        given = words if command == "tag" else words[:-2]
+        run(command, *given, "-f", "csv", "-o", tmp_path / "out.csv", code=1)
+        printed = CliRunner().invoke(app, [command, *map(str, given), "-f", "csv"]).stdout
+        assert (tmp_path / "out.csv").read_text() == printed
+        table = rows(tmp_path / "out.csv")
+        channels = {(Path(row["file"]).stem, row["channel"], bool(row["error"])) for row in table}
+        assert channels == {("a", "1", bad == 1), ("a", "2", bad == 2), ("b", "1", False), ("b", "2", False)}
+        report = [json.loads(line) for line in (tmp_path / "out.csv.failed.jsonl").open()]
+        assert [(Path(line["file"]).stem, line["channel"]) for line in report] == [("a", bad)]
+        (tmp_path / "out.csv").unlink()
+    run("tag", *words, "-o", tmp_path / "out.json", code=1)
+    recordings = json.loads((tmp_path / "out.json").read_text())["recordings"]
+    assert [(one["channel"], "error" in one) for one in recordings] == [
+        (1, bad == 1), (2, bad == 2), (1, False), (2, False),
+    ]  # fmt: skip
+    run("events", *words[:-2], "-f", "raven", "-o", tmp_path / "out.txt", code=1)
+    with (tmp_path / "out.txt").open(newline="") as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert {(Path(row["Begin Path"]).stem, row["Channel"]) for row in table} == {
+        ("a", str(3 - bad)),
+        ("b", "1"),
+        ("b", "2"),
+    }
+    for row in table:
+        before = 2.0 if row["Begin Path"].endswith("b.wav") else 0.0
+        assert float(row["Begin Time (s)"]) == pytest.approx(before + float(row["File Offset (s)"]))
+
+
 def test_annotations_and_segments_know_the_channel(tmp_path):
     paths = [write(tmp_path / f"{name}.wav", noise(1.0, seed, 2)) for seed, name in enumerate("ab")]
     words = (*paths, *MODEL, "--threshold", 0.02, "--channel", "each")

@@ -12,7 +12,6 @@ from typing import Any, TypeGuard
 from dymn.commands.options import note
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.writers import marks_damage
-from dymn.inference.runs import is_last
 
 
 def is_file(output: Path | None) -> TypeGuard[Path]:
@@ -45,12 +44,14 @@ def report(
         def listed(found: Iterable[R]) -> Iterator[R]:
             for result in found:
                 line: dict[str, Any] = {"file": result.name}
-                if result.partial and is_last(result):
+                line |= {"channel": result.channel.number} if result.channel else {}
+                about = len(line)
+                if result.partial and damaged[-1:] != [result.name]:  # once, whatever the number of channels
                     damaged.append(result.name)
                     line |= {} if marked else {"partial": result.notes}
                 if result.error is not None:
                     line |= {"error": str(result.error)}
-                if lines and len(line) > 1:
+                if lines and len(line) > about:
                     lines.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
                 yield result
 

@@ -31,8 +31,8 @@ from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
-from dymn.inference.runs import Kind, compute, is_last, results
-from dymn.inference.windows import source_name
+from dymn.inference.runs import Kind, compute, results
+from dymn.inference.windows import is_last, source_name
 
 if TYPE_CHECKING:
     from dymn.inference.journal import Journal
@@ -315,7 +315,8 @@ def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R],
 
 
 def _follow(bar: Bar, result: R) -> None:
-    bar.advance(result.name)
+    if is_last(result):
+        bar.advance(result.name)
     if result.error is not None:
         bar.say(f"dymn: {result.error}")
 

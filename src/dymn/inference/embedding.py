@@ -205,7 +205,7 @@ class Embedder:
                     progress(name, piece.end)
                 continue
             if piece.error is not None:
-                yield Embedding(name, error=piece.error)
+                yield Embedding(name, error=piece.error, channel=piece.recording.channel)
             else:
                 windows, places = np.stack(rows), np.array(spans)
                 vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)

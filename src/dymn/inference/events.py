@@ -156,7 +156,7 @@ def collect_events(
 def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: Decider) -> Iterator[EventRecording]:
     for part in parts:
         if part.error is not None:
-            yield EventRecording(part.name, error=part.error)
+            yield EventRecording(part.name, error=part.error, **part.info)
         else:
             decider.feed(part.times, part.scores)
             if part.seconds is not None:

@@ -53,8 +53,8 @@ def tag_files(
         progress: called with the name of a recording and the number of its seconds that have been processed.
 
     Yields:
-        one `Recording` per source, in order, or with `channel="each"` one per channel. Recordings that cannot be read
-        have an `error`; the others are still tagged.
+        one `Recording` per source, in order, or with `channel="each"` one per channel. Recordings and channels that
+        cannot be read have an `error`; the others are still tagged.
 
     Raises:
         ConfigError: if a setting does not fit the model.
@@ -104,7 +104,7 @@ def _collect(
             continue
         done, work = work, _Work(selection, combine)
         if piece.error is not None:
-            yield Recording(name, error=piece.error)
+            yield Recording(name, error=piece.error, channel=piece.recording.channel)
             continue
         combined = done.scores()
         seconds = piece.recording.seconds(rate)

@@ -66,7 +66,7 @@ class FramePart(NamedTuple):
     scores: Scores  # [n, C]
     seconds: float | None = None
     error: DymnError | None = None
-    info: Mapping[str, Any] = {}  # the fields of `RecordingInfo`
+    info: Mapping[str, Any] = {}  # fields of `RecordingInfo`: all at the end, after an error the channel
 
     @property
     def is_last(self) -> bool:
@@ -174,6 +174,8 @@ def collect_parts(
         if progress is not None and not is_last:
             progress(name, piece.end)
         if is_last or sum(map(len, times)) >= PART_FRAMES:
-            info = piece.recording.info() if seconds is not None else {}
+            info = {} if not is_last else piece.recording.info()
+            if piece.error is not None:
+                info = {"channel": piece.recording.channel}
             yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, info)
             times, scores = [], []

@@ -28,7 +28,10 @@ from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
 from dymn.inference.selection import Tag, WindowTags
-from dymn.inference.windows import RecordingInfo, source_name
+from dymn.inference.windows import RecordingInfo, is_last, source_name
+
+FAILED = 1 << 63
+"""Marks the length of an error among the results of channels."""
 
 
 @dataclass(frozen=True)
@@ -80,37 +83,42 @@ def compute(
             if not is_last(result):
                 continue
             task = begun.popleft()
-            if result.error is None and stamp(task.name) != task.stamp:
+            if any(part.error is None for part in parts) and stamp(task.name) != task.stamp:
                 changed = AudioError(
                     f"{result.name} changed while it was read. Start the command again when it is complete."
                 )
-                result = kind.result(result.name, error=changed)
-            if result.error is not None:
-                journal.put(task, 0.0, None, str(result.error))
+                parts = [kind.result(result.name, error=changed)]
+            error = next((str(part.error) for part in parts if part.error is not None), None)
+            if parts[0].channel is not None:
+                journal.put(task, max(part.seconds for part in parts), _framed(kind, parts), error)
             else:
-                packed = kind.pack(result) if result.channel is None else _framed(map(kind.pack, parts))
-                journal.put(task, result.seconds, packed, None)
-            done(result)
-            parts.clear()
+                journal.put(task, parts[0].seconds, kind.pack(parts[0]) if error is None else None, error)
+            for part in parts:
+                done(part)
+            parts = []
 
 
-def is_last(result: R) -> bool:
-    """Whether no further channel of the same recording follows."""
-    return result.error is not None or result.channel is None or result.channel.number == result.channel.of
+def _framed(kind: Kind[R], parts: Iterable[R]) -> bytes:
+    """Return the results of channels as one, each after its length; that of an error is marked."""
+    framed = []
+    for part in parts:
+        failed = part.error is not None
+        packed = str(part.error).encode("utf-8", "surrogatepass") if failed else kind.pack(part)
+        framed.append(struct.pack(">Q", len(packed) | FAILED * failed) + packed)
+    return b"".join(framed)
 
 
-def _framed(parts: Iterable[bytes]) -> bytes:
-    """Return the results of channels as one, each after its length."""
-    return b"".join(struct.pack(">Q", len(part)) + part for part in parts)
-
-
-def _unframed(packed: bytes) -> list[bytes]:
+def _unframed(kind: Kind[R], name: str, seconds: float, packed: bytes) -> list[R]:
     parts, place = [], 0
     while place < len(packed):
-        (length,) = struct.unpack_from(">Q", packed, place)
-        parts.append(packed[place + 8 : place + 8 + length])
-        place += 8 + length
-    return parts
+        (mark,) = struct.unpack_from(">Q", packed, place)
+        start, place = place + 8, place + 8 + mark % FAILED
+        part = packed[start:place]
+        if mark & FAILED:
+            parts.append(kind.result(name, error=AudioError(part.decode("utf-8", "surrogatepass"))))
+        else:
+            parts.append(kind.unpack(name, seconds, part))
+    return [replace(part, channel=Channel(number, len(parts))) for number, part in enumerate(parts, 1)]
 
 
 def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
@@ -125,11 +133,12 @@ def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
             yield kind.result(name, error=AudioError(done.error or ""))
             continue
         try:
-            parts = _unframed(done.result) if each else [done.result]
-            unpacked = [replace(kind.unpack(name, done.seconds, part), path=os.fspath(done.name)) for part in parts]
-            if each:
-                channels = (Channel(number, len(parts)) for number in range(1, len(parts) + 1))
-                unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]
+            parts = (
+                _unframed(kind, name, done.seconds, done.result)
+                if each
+                else [kind.unpack(name, done.seconds, done.result)]
+            )
+            unpacked = [replace(part, path=os.fspath(done.name)) for part in parts]
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError, struct.error) as error:
             raise DataError(
                 f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over."

@@ -78,6 +78,11 @@ class Result(RecordingInfo):
 ResultT = TypeVar("ResultT", bound=Result)
 
 
+def is_last(result: Result) -> bool:
+    """Whether no further channel of the same recording follows."""
+    return result.channel is None or result.channel.number == result.channel.of
+
+
 def raising(results: Iterable[ResultT]) -> Iterator[ResultT]:
     """Yield results; the error of the first recording that failed is raised."""
     for result in results:
@@ -235,7 +240,8 @@ def pieces(
         how: what a shorter recording or remainder is filled up with, a key of `dymn.audio.windows.FILLS`.
         prepare: makes the features of windows.
         team: threads that work ahead of the caller; None works in the caller's thread.
-        read: how to read the recordings; with "each" channel, one recording after the other for each of its channels.
+        read: how to read the recordings; with "each" channel, one recording after the other for each of its channels,
+            of which each may fail.
         heard: called with each block of samples [n] that is read.
         joins: whether a short remainder joins the window before it.
     """
@@ -252,11 +258,9 @@ def pieces(
             return
         for number in range(1, count + 1):
             rewind()
-            if not (yield from one(source, replace(read, channel=str(number)), Channel(number, count))):
-                return
+            yield from one(source, replace(read, channel=str(number)), Channel(number, count))
 
-    def one(source: AudioSource, read: ReadSettings, channel: Channel | None = None) -> Generator[Piece, None, bool]:
-        """Yield the pieces of a recording, and return whether it could be read."""
+    def one(source: AudioSource, read: ReadSettings, channel: Channel | None = None) -> Iterator[Piece]:
         recording = Opened(source_name(source), speed=read.speed, channel=channel, path=_path(source))
         places: deque[tuple[float, float]] = deque()
 
@@ -285,7 +289,6 @@ def pieces(
                 f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable."
             )
         yield Piece(recording, error=error)
-        return error is None
 
     return ahead(work, sources, team or Team())
 

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import quote
 
-from dymn.audio.settings import Channel
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
-from dymn.inference.windows import Result
+from dymn.inference.windows import Result, is_last
 
 RAVEN_COLUMNS = (
     "Selection",
@@ -57,22 +56,21 @@ def raven(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[s
     """
     clock = origin.parameters.get("clock") == "auto"
     yield "\t".join((*RAVEN_COLUMNS, *["Time"] * clock)) + "\n"
-    numbers, before = itertools.count(1), 0.0
+    numbers, before, length = itertools.count(1), 0.0, 0.0
     for result in results:
-        if result.error is not None:
-            continue
-        seconds, high = _extent(result, float(origin.parameters.get("speed", 1)))
-        channel = result.channel or Channel(1, 1)
-        number = result.read_channel or 1
-        path = _cell(os.path.abspath(result.name) if os.path.exists(result.name) else result.name)
-        for span in layout.spans(result):
-            begin, end = before + span.start, before + span.end
-            time = "\t" + (result.begin.at(span.start) if result.begin else "") if clock else ""
-            yield (
-                f"{next(numbers)}\tSpectrogram 1\t{number}\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t{path}\t"
-                f"{span.start:.6f}\t{_cell(span.label)}\t{span.score:.4f}{time}\n"
-            )
-        before += seconds if channel.number == channel.of else 0.0
+        if result.error is None:
+            length, high = _extent(result, float(origin.parameters.get("speed", 1)))
+            number = result.read_channel or 1
+            path = _cell(os.path.abspath(result.name) if os.path.exists(result.name) else result.name)
+            for span in layout.spans(result):
+                begin, end = before + span.start, before + span.end
+                time = "\t" + (result.begin.at(span.start) if result.begin else "") if clock else ""
+                yield (
+                    f"{next(numbers)}\tSpectrogram 1\t{number}\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t"
+                    f"{path}\t{span.start:.6f}\t{_cell(span.label)}\t{span.score:.4f}{time}\n"
+                )
+        if is_last(result):
+            before, length = before + length, 0.0
 
 
 def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:

@@ -95,7 +95,8 @@ class Layout(Generic[R]):
                 yield from rows
                 continue
             why = " ".join(result.notes) if result.error is None else str(result.error)
-            alone = (result.name, *(None for _ in self.columns[1:]))
+            known = {"channel": result.channel.number} if result.channel else {}
+            alone = (result.name, *(known.get(column.name) for column in self.columns[1:]))
             yield from ((*row[:-1], why) for row in chain([next(rows, alone)], rows))
 
     @property

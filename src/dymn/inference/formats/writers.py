@@ -173,10 +173,10 @@ def require_parquet() -> tuple[Any, Any]:
 
 
 def _fields(result: R, layout: Layout[R], origin: Origin) -> dict[str, Any]:
-    if result.error is not None:
-        return {"file": result.name, "error": str(result.error)}
     about: dict[str, Any] = {"file": result.name}
     about |= {"channel": result.channel.number} if result.channel else {}
+    if result.error is not None:
+        return about | {"error": str(result.error)}
     about |= {"seconds": round(result.seconds, 6)}
     begin = result.begin
     about |= {"clock": {"start": begin.at(0), "source": begin.source}} if begin else {}

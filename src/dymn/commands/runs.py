@@ -276,7 +276,7 @@ def resume(
             results(journal, form.kind, given.read.channel == "each"),
         )
         with report(output, form.layout, name, damaged, quiet) as listed:
-            written = write(listed(seen(found, form.layout, cutter)), form, name, given, separately=False)
+            written = write(listed(seen(found, form.layout, cutter)), form, name, given, separately=None)
         uncut = cut(cutter, quiet) if written else 0  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)

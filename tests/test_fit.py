@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -17,11 +18,13 @@ import soundfile
 from typer.testing import CliRunner
 
 from dymn import Tagger
+from dymn.audio.stored import passage
 from dymn.cli import app
+from dymn.commands import recordings
 from dymn.commands.fit import _advise
 from dymn.config import ModelCard
 from dymn.data import Catalog, open_dataset
-from dymn.errors import ConfigError, DataError, WeightsError
+from dymn.errors import AudioError, ConfigError, DataError, WeightsError
 from dymn.evaluation.assess import without_background
 from dymn.evaluation.calibration import fit_affine, reliability
 from dymn.fitting.background import KINDS, made_background
@@ -36,6 +39,7 @@ from dymn.fitting.review import doubts
 from dymn.fitting.thresholds import BackgroundHours, FalseAlarms, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.inference.selection import TagSettings
+from dymn.plots import review_page
 from dymn.runtime.opening import open_backend
 from dymn.runtime.scores import thresholds_of
 from dymn.weights import open_checkpoint
@@ -797,6 +801,53 @@ def test_a_recording_that_cannot_be_reviewed_is_named(mine, tmp_path):
     done = run("review", mine, tmp_path / "bad.wav", "--output", tmp_path / "none.html", "--quiet")
     assert done.exit_code == 1 and not (tmp_path / "none.html").exists()
     assert run("review", mine, AUDIO, "--output", tmp_path / "page.txt").exit_code == 2
+
+
+def test_a_question_whose_recording_cannot_be_read_again_is_left_out(mine, tmp_path, monkeypatch):
+    for name in ("a.ogg", "b.ogg"):
+        shutil.copy(AUDIO / "dog.ogg", tmp_path / name)
+    page = tmp_path / "review.html"
+
+    def changing(path, *rest):
+        if path.endswith(gone):
+            raise AudioError(f"{path} is truncated or damaged.")
+        return passage(path, *rest)
+
+    monkeypatch.setattr(review_page, "passage", changing)
+    gone = "a.ogg"
+    done = run("review", mine, tmp_path, "--output", page, "--window", 2)
+    assert done.exit_code == 1 and done.stderr.count("a.ogg is truncated") == 1
+    assert {Path(one["path"]).name for one in page_data(page)["questions"]} == {"b.ogg"}
+    assert "3 questions about 1 recording" in done.stderr
+    page.unlink()
+    gone = ".ogg"
+    done = run("review", mine, tmp_path, "--output", page, "--window", 2, "--quiet")
+    assert done.exit_code == 1 and "No recording can be read again: " in done.stderr and not page.exists()
+
+
+def test_what_cannot_be_reviewed_is_refused_before_anything_is_computed(mine, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.html").mkdir()
+    monkeypatch.setattr(recordings, "load_tagger", None)
+    for words, why in (
+        (("-", "--output", tmp_path / "x.html"), "can be read again. Give files, not standard input"),
+        ((AUDIO, "--output", tmp_path / "folder.html"), "folder.html is a folder"),
+        ((AUDIO, "--output", tmp_path / "file" / "x.html"), "x.html: Not a directory"),
+    ):
+        done = run("review", mine, *words)
+        assert done.exit_code in (1, 2) and why in done.stderr, done.stderr
+    assert "standard input" not in run("review", "--help").stdout
+
+
+def test_a_recording_whose_name_no_table_can_contain_is_not_asked_about(mine, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.ogg")
+    try:
+        shutil.copy(AUDIO / "dog.ogg", path)
+    except OSError:
+        pytest.skip("the file system allows only text as names")
+    done = run("review", mine, tmp_path, AUDIO / "dog.ogg", "--output", tmp_path / "review.html", "--quiet")
+    assert done.exit_code == 1 and "has a name that is not UTF-8" in done.stderr
+    assert {Path(one["path"]).name for one in page_data(tmp_path / "review.html")["questions"]} == {"dog.ogg"}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")

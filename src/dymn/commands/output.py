@@ -15,7 +15,7 @@ from typing import BinaryIO, TextIO, cast
 import typer
 
 from dymn.errors import ConfigError, visible
-from dymn.system.files import atomic_write, text_in
+from dymn.system.files import atomic_write, check_writable, text_in
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,18 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except OSError:
         silence_stdout()
+
+
+def check_file(path: Path) -> None:
+    """Raise an error, before any work is done, if a file cannot be written.
+
+    Raises:
+        ConfigError: if `path` is a folder.
+        OSError: if its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Give the path of a file.")
+    check_writable(path)
 
 
 @contextmanager

@@ -19,12 +19,18 @@ from dymn.commands.options import (
     number_option,
     output_option,
 )
+from dymn.commands.output import check_file
 from dymn.errors import ConfigError
 
 
 def review(
     model: Annotated[str, model_argument("The model, such as one from `dymn fit`: a name, a file or a folder.")],
-    paths: options.Paths,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH", help="Recordings, folders (searched recursively) or patterns.", show_default=False
+        ),
+    ],
     output: Annotated[Path, output_option("The page to write, an .html file.", None)],
     count: Annotated[int, number_option("Number of questions.", WHAT, "--count", "-n", most=200)] = 30,
     labels: options.Labels = None,
@@ -57,6 +63,9 @@ def review(
     settings = TagSettings(0, 0.0, tuple(labels or ()), tuple(exclude or ()), window, hop)
     if not paths:
         raise ConfigError("There are no recordings to review. Give recordings, folders or patterns after the model.")
+    if "-" in paths:
+        raise ConfigError("A review needs recordings that can be read again. Give files, not standard input.")
+    check_file(output)
     with Discovery(paths, output) as discovery:
         found, lost = discovery.sorted(), [error for _, error in discovery.lost]
     tagger = load_tagger(model, "cpu", threads, quiet, "auto")
@@ -64,11 +73,12 @@ def review(
         questions, bad = doubts(
             tagger.backend, found, settings, count=count, workers=threads_of(workers, threads), progress=bar.advance
         )
-    save_review(questions, tagger.card.front_end, tagger.card.name or model, output)
+    questions, unread = save_review(questions, tagger.card.front_end, tagger.card.name or model, output)
     counts = {"question": len(questions), "recording": len({one.path for one in questions})}
     words = " about ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
     note(f"{output} was written: {words}.", quiet)
-    for error in [*lost, *bad]:
+    errors = [*lost, *bad, *unread]
+    for error in errors:
         typer.echo(f"dymn: {error}", err=True)
-    if lost or bad:
+    if errors:
         raise typer.Exit(1)

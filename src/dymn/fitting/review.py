@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dymn.config import check
-from dymn.errors import ConfigError, DataError, DymnError
+from dymn.errors import AudioError, ConfigError, DataError, DymnError
 from dymn.inference.files import tag_files
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
@@ -55,11 +55,11 @@ def doubts(
         progress: called with the name of each processed recording.
 
     Returns:
-        the questions, and the errors of recordings that cannot be read.
+        the questions, and the errors of recordings that cannot be read, or whose names a table cannot contain.
 
     Raises:
         ConfigError: if a label is unknown, or `count` is below 1.
-        DataError: if no recording can be read.
+        DataError: if no recording can be used.
     """
     check(count >= 1, f"count is {count}; it must be at least 1.")
     wanted = settings or TagSettings()
@@ -74,7 +74,12 @@ def doubts(
         if recording.error is not None:
             bad.append(recording.error)
             continue
-        path = os.path.abspath(recording.name)
+        path = os.path.abspath(recording.path)
+        if not _is_text(path):
+            bad.append(
+                AudioError(f"{recording.name} has a name that is not UTF-8, as the table of answers is. Rename it.")
+            )
+            continue
         for window in recording.timeline:
             scores = {tag.label: tag.score for tag in window.tags}
             values = np.array([scores[label] for label in backend.labels])
@@ -83,7 +88,7 @@ def doubts(
             one = Doubt(path, window.start, window.end, backend.labels[k], float(values[k]), float(limits[k]))
             found.append((float(gaps.min()), k, one))
     if not found:
-        raise DataError(f"No recording can be read: {bad[0] if bad else 'none is given'}")
+        raise DataError(f"No recording can be used: {bad[0] if bad else 'none is given'}")
     return _in_turns(sorted(found), count), bad
 
 
@@ -92,6 +97,14 @@ def _limits(backend: Backend) -> Numbers:
         return thresholds_of(backend.card, "auto").astype(np.float64)
     except ConfigError:
         return np.full(len(backend.labels), 0.5)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # the name has bytes that are no text in UTF-8
+        return False
+    return True
 
 
 def _logit(values: Numbers) -> Numbers:

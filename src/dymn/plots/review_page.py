@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from dymn.audio.stored import passage
 from dymn.config import FrontEndConfig
+from dymn.errors import AudioError, DataError
 from dymn.native.log_mel import array_log_mel
 from dymn.plots.html import render, spectrogram, wav_uri, write_page
 from dymn.plots.style import time_ticks
@@ -17,26 +18,45 @@ PLAYED_RATE = 16_000
 """The sample rate of the sound in the page, in Hz: half a minute of listening takes a megabyte."""
 COLUMNS = 250
 
+Question: TypeAlias = tuple[str, float, float, str, float, float]
+"""Path, start and end in seconds, label, score and threshold, as in `dymn.fitting.review.Doubt`."""
+Q = TypeVar("Q", bound=Question)
+
 
 def save_review(
-    questions: Sequence[tuple[str, float, float, str, float, float]], front_end: FrontEndConfig, model: str, path: Path
-) -> None:
+    questions: Sequence[Q], front_end: FrontEndConfig, model: str, path: Path
+) -> tuple[list[Q], list[AudioError]]:
     """Write a page with the sound and the spectrogram of each question in it.
 
     Args:
-        questions: those of `dymn.fitting.review.Doubt`: path, start and end in seconds, label, score, threshold.
+        questions: those of `dymn.fitting.review.doubts`.
         front_end: of the model, for the spectrograms.
         model: its name.
         path: of the page.
 
+    Returns:
+        the questions in the page, and why the recordings of the others cannot be read again, an error for each.
+
     Raises:
-        AudioError: if a recording cannot be read again.
+        DataError: if no recording can be read again.
     """
-    shown = [_shown(question, front_end) for question in questions]
+    asked: list[Q] = []
+    shown: list[dict[str, Any]] = []
+    failed: dict[str, AudioError] = {}
+    for question in questions:
+        try:
+            shown.append(_shown(question, front_end))
+            asked.append(question)
+        except AudioError as error:
+            failed.setdefault(question[0], error)
+    errors = list(failed.values())
+    if not shown:
+        raise DataError(f"No recording can be read again: {errors[0] if errors else 'there is no question'}")
     write_page(path, render("review", {"model": model, "questions": shown}))
+    return asked, errors
 
 
-def _shown(question: tuple[str, float, float, str, float, float], front_end: FrontEndConfig) -> dict[str, Any]:
+def _shown(question: Question, front_end: FrontEndConfig) -> dict[str, Any]:
     path, start, end, label, score, threshold = question
     samples = passage(path, start, end, front_end.sample_rate)
     log_mel = array_log_mel(front_end)(samples)[0]

@@ -59,6 +59,22 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise an OSError, whose file name is `path`, if a file cannot be created there, or within a folder that is there.
+
+    Missing folders are not created; then the folder in which they would be is checked.
+    """
+    place = Path(os.path.realpath(path))
+    place = place if place.is_dir() else place.parent
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def remove_folder(path: str | Path) -> None:
     """Delete a folder with all its content. What cannot be deleted remains; a missing folder is no error.
 

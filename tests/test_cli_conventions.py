@@ -242,6 +242,20 @@ def test_an_output_whose_ending_names_no_format_is_refused(words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [WRITERS["tag --plot"], WRITERS["explain"], ["map", "-i", "none", "-o"], ["review", "dymn04_open", "SOUND", "-o"]],
+    ids=lambda words: words[0],
+)
+def test_an_output_that_cannot_be_written_ends_the_command_before_its_work(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("dymn.commands.recordings.load_tagger", None)
+    (tmp_path / "file").touch()
+    words = [{"SOUND": str(EXAMPLES / "dog.ogg")}.get(word, word) for word in words]
+    refused = run(*words, tmp_path / "file" / "new" / "x.html")
+    assert refused.exit_code == 1 and "x.html: Not a directory. Check the path" in refused.stderr, refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_files_of_a_command_with_one_format_may_have_any_name(tmp_path):
     (tmp_path / "clips").mkdir()
     for i in range(2):

@@ -258,6 +258,8 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_computed(tmp_path):
     (tmp_path / "used" / "notes.txt").write_text("mine")
     refused = run("events", EXAMPLES / "dog.ogg", *CHOSEN, "--segments", tmp_path / "used")
     assert refused.exit_code == 2 and "is not empty" in refused.stderr
+    refused = run("events", EXAMPLES / "dog.ogg", *CHOSEN, "--segments", tmp_path / "used" / "notes.txt" / "new")
+    assert refused.exit_code == 1 and "new: Not a directory" in refused.stderr and not refused.stdout
     refused = run("tag", "-", *CHOSEN, "--segments", tmp_path / "new")
     assert refused.exit_code == 2 and "reads recordings again" in refused.stderr
     for command in ("tag", "events"):

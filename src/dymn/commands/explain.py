@@ -19,7 +19,7 @@ from dymn.commands.options import (
     note,
     number_option,
 )
-from dymn.commands.output import note_new_folder
+from dymn.commands.output import check_file, note_new_folder
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
@@ -93,7 +93,6 @@ def explain(
 def check_output(path: Path, recording: str) -> None:
     """Raise a ConfigError, before any work is done, if a file cannot be written or is the recording."""
     check_ending("--output", path, ENDINGS)
-    if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder. Give the path of a file.")
+    check_file(path)
     if path.exists() and Path(recording).exists() and path.samefile(recording):
         raise ConfigError(f"--output {path} is the recording. Give another file.")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dymn.commands.options import WHAT, Quiet, check_ending, hush, note, number_option, output_option, seconds_option
+from dymn.commands.output import check_file
 from dymn.commands.search import IndexFolder, short
 
 Projection = Literal["pca", "umap"]
@@ -48,6 +49,7 @@ def map(
 
     hush(quiet)
     check_ending("--output", output, [".html", ".htm"])
+    check_file(output)
     if projection == "umap":
         umap_class()  # an error before anything is computed, if it is not installed
     found = open_index(index)

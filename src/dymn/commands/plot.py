@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dymn.commands.options import note
 from dymn.errors import ConfigError, DymnError
+from dymn.system.files import check_writable
 
 if TYPE_CHECKING:
     from dymn.inference.files import Recording
@@ -23,11 +24,12 @@ MOST_ROWS = 12
 
 
 def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
-    """Raise an error, before any work is done, if a picture cannot be drawn or would overwrite a recording."""
+    """Raise an error, before any work is done, if a picture cannot be drawn or written, or would be a recording."""
     from dymn.plots.style import require
 
     if plot.suffix.lower() != ".html":
         require()
+    check_writable(plot)
     if len(found) > 1:
         if plot.suffix.lower() in ENDINGS or (plot.exists() and not plot.is_dir()):
             raise ConfigError(

@@ -47,6 +47,7 @@ def cutter_of(
 
     Raises:
         ConfigError: if recordings cannot be read again, the folder is in use, or only the number of segments is given.
+        OSError: if the folder cannot be written to.
     """
     if folder is None:
         if per_label is not None:
@@ -59,5 +60,7 @@ def cutter_of(
             "--segments extracts all channels of the default track. Leave out --channel each and --track."
         )
     from dymn.inference.segments import SegmentCutter
+    from dymn.system.files import check_writable
 
+    check_writable(folder)
     return SegmentCutter(folder, PER_LABEL if per_label is None else per_label, settings.partial)

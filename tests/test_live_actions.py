@@ -156,6 +156,28 @@ def test_a_server_that_answers_a_byte_at_a_time_is_left():
     assert time.monotonic() - begin < 4 and hook.failed == 1 and "no response within 0.3 s" in notes[0]
 
 
+def test_the_timeout_holds_for_the_body_of_a_response():
+    """http.client no longer has the socket when it reads a body that ends with the connection."""
+
+    class Slow(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65_536)
+            self.request.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            Dripping.handle(self)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = allow_reuse_address = True
+
+    with Server(("127.0.0.1", 0), Slow) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        hook = Webhook(f"http://127.0.0.1:{listening.server_address[1]}", pytest.fail, timeout=0.3, first_wait=0.01)
+        begun(hook).offer(START)
+        begin = time.monotonic()
+        hook.close()
+        listening.shutdown()
+    assert time.monotonic() - begin < 4 and (hook.failed, hook.dropped) == (0, 0)  # it has been accepted
+
+
 # Programs
 
 

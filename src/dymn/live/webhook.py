@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import http.client
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from time import monotonic
 from urllib.parse import unquote, urlsplit
 
 from dymn import __version__
@@ -36,7 +38,8 @@ class Webhook(Delivery):
         """
         try:
             parts = urlsplit(url)
-            self._host, self._port = parts.hostname or "", parts.port
+            self._host = parts.hostname or ""
+            self._port = parts.port or (443 if parts.scheme == "https" else 80)
         except ValueError as error:
             raise ConfigError(f"--webhook is not a valid URL: {error}.") from error
         if parts.scheme not in ("http", "https") or not self._host:
@@ -77,20 +80,23 @@ class Webhook(Delivery):
     def _post(self, body: bytes) -> int:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout)
-        late = threading.Event()
+        begin, late = monotonic(), threading.Event()
+        connection.connect()
+        sock = connection.sock  # http.client drops it before it reads a body that ends with the connection
 
         def end() -> None:
             late.set()
-            with suppress(OSError, AttributeError):
-                connection.sock.shutdown(2)  # a server that answers a byte at a time
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # a server that answers a byte at a time
 
-        timer = threading.Timer(self._timeout, end)
+        timer = threading.Timer(max(0.0, begin + self._timeout - monotonic()), end)
         timer.daemon = True
         timer.start()
         try:
             connection.request("POST", self._path, body, self._headers)
             answer = connection.getresponse()
-            answer.read(_MOST_ANSWER)
+            with suppress(OSError, http.client.HTTPException):  # the status is known, so the message has arrived
+                answer.read(_MOST_ANSWER)
             return answer.status
         except (OSError, http.client.HTTPException) as error:
             if late.is_set():

@@ -105,6 +105,12 @@ def test_a_webhook_gets_each_message_and_trouble_is_tried_again():
     assert (hook.failed, hook.dropped, notes) == (0, 0, [])
 
 
+@pytest.mark.parametrize("path", ["a b", "türe", "a?b=c d", "a\x7f"])
+def test_a_url_that_http_does_not_allow_is_rejected_at_once(path):
+    with pytest.raises(ConfigError, match="percent-encoded"):
+        Webhook(f"http://127.0.0.1/{path}", pytest.fail)
+
+
 @pytest.mark.parametrize(("codes", "posts", "why"), [([302], 1, "302"), ([404], 1, "404"), ([503] * 3, 3, "503")])
 def test_a_webhook_that_refuses_is_said(codes, posts, why):
     notes = []

@@ -12,6 +12,7 @@ from time import monotonic
 from urllib.parse import unquote, urlsplit
 
 from dymn import __version__
+from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.live.delivery import Delivery, DeliveryError
 from dymn.live.lines import json_line
@@ -34,7 +35,7 @@ class Webhook(Delivery):
         """Prepare to post to a URL, with HTTP's basic authentication if it has a user and a password.
 
         Raises:
-            ConfigError: if the address is not one of HTTP.
+            ConfigError: if the URL is not one of HTTP, or contains characters that are not allowed there.
         """
         try:
             parts = urlsplit(url)
@@ -46,6 +47,11 @@ class Webhook(Delivery):
             raise ConfigError("--webhook must be a URL such as http://example.org:8123/api/webhook/sound.")
         self._secure = parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        check(
+            self._path.isascii() and self._path.isprintable() and " " not in self._path,
+            "--webhook contains spaces or other characters that a URL cannot have. Write a space as %20, and letters "
+            "beyond ASCII percent-encoded, too.",
+        )
         self._headers = {"Content-Type": "application/json", "User-Agent": f"dymn/{__version__}"}
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()

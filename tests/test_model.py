@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from dymn.architectures import MODELS, Variant, architectures, model_config
 from dymn.config import ModelConfig, from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
+from dymn.inference.events import EventSettings
+from dymn.inference.selection import TagSettings
 from dymn.models.layers import DynamicConv2d
 from dymn.models.mobilenet import MobileNet, create_model
+from dymn.training.settings import TrainConfig
 
 
 def random_input(*shape, seed=0):
@@ -109,6 +112,22 @@ def test_configs_survive_json(**settings_given):
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
     with pytest.raises(ConfigError, match="blocks is '-'; it must be a list"):
         from_dict(ModelConfig, to_dict(config) | {"blocks": "-"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        (TagSettings, {"specific": "false"}, "specific is 'false'; it must be true or false"),
+        (TagSettings, {"partial": 0}, "partial is 0; it must be true or false"),
+        (TagSettings, {"top_k": True}, "top_k is True; true and false are not allowed"),
+        (TagSettings, {"band": [None, True]}, "band is .* not allowed"),
+        (EventSettings, {"min_gap": False}, "min_gap is False; true and false are not allowed"),
+        (TrainConfig, {"optim": {"compile": "no"}}, "compile is 'no'; it must be true or false"),
+    ],
+)
+def test_booleans_are_true_or_false_and_no_numbers(kind, values, said):
+    with pytest.raises(ConfigError, match=said):
+        from_dict(kind, values)
 
 
 @given(st.floats(0.1, 10_000))

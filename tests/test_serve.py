@@ -440,6 +440,8 @@ def test_a_compressed_file_is_sent_as_it_is_to_those_who_accept_that(client, tmp
         ('{"window": "x"}', "setting"),
         ('{"window": 600}', "setting"),
         ('{"labels": [1]}', "setting"),
+        ('{"specific": "false"}', "setting"),
+        ('{"window": true}', "setting"),
         ('{"colour": 1}', "setting"),
         ('{"model": "other"}', "model"),
     ],

@@ -34,9 +34,12 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         raise ConfigError(f"{kind.__name__} has no setting {', '.join(unknown)}. Allowed: {', '.join(fields)}.")
     arguments = {name: _restore(kind, name, value) for name, value in values.items()}
     try:
-        return kind(**arguments)
+        made = kind(**arguments)
     except TypeError as error:
         raise ConfigError(f"{kind.__name__} cannot be built from {sorted(values)}: {error}.") from error
+    for name, value in arguments.items():
+        _check_booleans(name, value, str(fields[name].type))
+    return made
 
 
 def _restore(kind: type, name: str, value: Any) -> Any:
@@ -46,6 +49,19 @@ def _restore(kind: type, name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(from_dict(nested, item) if nested is not None else item for item in value)
     return value
+
+
+def _check_booleans(name: str, value: Any, declared: str) -> None:
+    """Reject text and numbers for a boolean (Python takes "false" for true), and booleans for anything else."""
+    if declared.startswith("bool"):
+        is_unset = value is None and declared.endswith("None")
+        check(isinstance(value, bool) or is_unset, f"{name} is {shown(value)}; it must be true or false.")
+    else:
+        parts = value if isinstance(value, tuple) else (value,)
+        check(
+            not any(isinstance(part, bool) for part in parts),
+            f"{name} is {shown(value)}; true and false are not allowed there.",
+        )
 
 
 def check(condition: bool, message: str) -> None:

@@ -171,7 +171,7 @@ def test_table_of_several_labels(desk):
     assert refused.exit_code == 2 and "--confusion needs mutually exclusive classes" in refused.stderr
 
 
-def test_all_folds(desk, tmp_path):
+def test_all_folds(desk, tmp_path, caplog):
     write_esc50(tmp_path / "esc")
     done = run(
         "train",
@@ -220,6 +220,9 @@ def test_all_folds(desk, tmp_path):
         "json",
     )
     assert json.loads(judged.stdout)["accuracy"] == results[1]
+    assert "as the test set" not in caplog.text
+    run("evaluate", "folds/fold2/best.safetensors", "--data", tmp_path / "esc", "--kind", "esc10", "--fold", "3")
+    assert "trained with fold 2 as the test set" in caplog.text and "Test it on fold 2" in caplog.text
 
 
 def test_teach_and_distil(desk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
 from dymn.system.files import write_csv
 
+logger = logging.getLogger(__name__)
+
 AUTO = "auto"
 
 
@@ -48,7 +51,7 @@ class Assessment(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """A model's training data settings in its card: length and filling of clips, whole clips, held-out share.
+    """A model's training data settings in its card: length and filling of clips, whole clips, held-out share, fold.
 
     Raises:
         ConfigError: if a value is not allowed; cards may come from untrusted files.
@@ -58,6 +61,7 @@ class Learned:
     fill: str = "pad"
     whole: bool | None = None
     holdout: float | None = None
+    fold: int = 0
 
     def __post_init__(self) -> None:
         check(
@@ -70,6 +74,7 @@ class Learned:
             f"The card's data.whole is {self.whole!r}; it must be true or false.",
         )
         share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
+        check(type(self.fold) is int, f"The card's data.fold is {self.fold!r}; it must be a whole number.")
         check(share, f"The card's data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
 
 
@@ -132,6 +137,8 @@ def assess(
         split = "test" if fold or "test" in everything.catalog.splits else "all"
     if split in ("train", "val") and "val" not in everything.catalog.splits:  # which depends on what was held out
         learned_from(model, ["holdout"])
+    if split != "all" and everything.catalog.folds:
+        warn_of_folds(model, fold)
     source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
     device, chosen = next(model.parameters()).device, columns(model.card.labels, source)
     answers = "ce" if model.card.exclusive else "bce"  # by the model; the data only decide what is measured
@@ -233,8 +240,23 @@ def learned_from(model: MobileNet, compared: Sequence[str] = ("seconds", "fill",
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
         return Learned()
-    names = ("seconds", "fill", "whole", "holdout")
+    names = ("seconds", "fill", "whole", "holdout", "fold")
     return from_dict(Learned, {name: data[name] for name in names if data.get(name) is not None})
+
+
+def warn_of_folds(model: MobileNet, fold: int | None) -> None:
+    """Log a warning for each network whose training had another fold as its test set: it learned from this one."""
+    networks = [cast(MobileNet, network) for network in getattr(model, "networks", [model])]
+    for network in networks:
+        own = learned_from(network).fold
+        if own not in (0, fold):
+            logger.warning(
+                "%s was trained with fold %d as the test set, so it was trained on the clips of all other folds, if "
+                "these are the same data. Test it on fold %d.",
+                network.card.name or "The model",
+                own,
+                own,
+            )
 
 
 REMEDIES = {

@@ -716,6 +716,20 @@ def test_calibration_takes_background_as_fit_does(clips, base):
     assert found.before.error != fewer.before.error
 
 
+def test_a_class_of_the_model_called_like_background_is_calibrated(clips, tmp_path):
+    for label, name in (("Dog", "dog"), ("Noise", "rain"), ("background", "background")):
+        shutil.copytree(clips / name, tmp_path / "data" / label)
+    words = ["calibrate", "dymn04_open", "--data", tmp_path / "data", "-o", tmp_path / "c.safetensors", "-f", "json"]
+    found = {one["label"]: one["windows"] for one in json.loads(run(*words, "--quiet").stdout)["classes"]}
+    assert found == {"Dog": 4, "Noise": 4}
+    labelled = read_labelled(tmp_path / "data", known=("Dog", "Noise"))
+    with pytest.raises(DataError, match="the same recording"):
+        labelled.adding(read_background(tmp_path / "data" / "Noise" / "0.wav"))
+    answers = tmp_path / "answers.csv"
+    answers.write_text(f"path,start,end,label,heard\n{tmp_path}/data/Noise/0.wav,0,1,Noise,yes\n")
+    assert read_answers(answers, labelled.labels)[0].absent == frozenset()  # of Dog, nothing is known
+
+
 def test_invalid_thresholds_are_replaced_by_calibration(clips, base):
     fitted = fit_checkpoint(base, read_labelled(clips)).stored
     card = dataclasses.replace(fitted.card, provenance=fitted.card.provenance | {"thresholds": {"auto": [2.0]}})

@@ -68,8 +68,8 @@ def calibrate(
     from dymn.fitting.calibrate import calibrate as compute
     from dymn.weights.format import save
 
-    labelled = gathered(data, background, add, separator, quiet)
     stored = open_named(model, quiet)
+    labelled = gathered(data, background, add, separator, quiet, stored.card.labels)
     with counting_bar("Embed", quiet) as progress:
         found = compute(
             stored, labelled, track_window=window, threads=threads, workers=threads_of(workers, threads),

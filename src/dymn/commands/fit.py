@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -177,16 +177,21 @@ def fit(
 
 
 def gathered(
-    data: Path, background: list[Path] | None, add: list[Path] | None, separator: str | None, quiet: bool
+    data: Path,
+    background: list[Path] | None,
+    add: list[Path] | None,
+    separator: str | None,
+    quiet: bool,
+    known: Sequence[str] = (),
 ) -> Labelled:
-    """Return labelled recordings with background and answers."""
+    """Return labelled recordings with background and answers; `known` as for `read_labelled`."""
     from dymn.fitting.labelled import read_answers, read_background, read_labelled
 
     for path in background or ():
         check_data(path, "--background")
     for path in add or ():
         check_data(path, "--add")
-    labelled = read_labelled(data, separator=separator)
+    labelled = read_labelled(data, separator=separator, known=known)
     more = [clip for path in background or [] for clip in read_background(path)]
     more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]
     if labelled.test:

@@ -89,7 +89,7 @@ def calibrate(
 
     Args:
         stored: the checkpoint; its labels are matched with those of the data by name, and it may have more.
-        labelled: from `dymn.fitting.labelled.read_labelled`.
+        labelled: from `dymn.fitting.labelled.read_labelled`, with the labels of the checkpoint as `known`.
         name: name of the new model; "" keeps the name.
         track_window: length of the windows of annotated recordings, in seconds.
         threads: number of CPU threads of the network.

@@ -60,7 +60,7 @@ class Labelled(NamedTuple):
     """Labelled recordings.
 
     Attributes:
-        labels: the classes, without those of `NEGATIVES`.
+        labels: the classes; those of `NEGATIVES` only if a model has them.
         clips: labelled clips.
         tracks: annotated recordings.
         test: number of test clips, which are left out.
@@ -81,7 +81,7 @@ class Labelled(NamedTuple):
         """
         for clip in more:
             first = self.known.get(clip.group, clip)
-            heard = frozenset(label for label in first.heard if label.lower() not in NEGATIVES)
+            heard = first.heard.intersection(self.labels)
             if clip.absent is None and not clip.heard and heard and (clip.start, clip.end) == (0.0, math.inf):
                 raise DataError(
                     f"{display(clip.path)} is background, and {display(first.path)} ({_names(heard)}) is the "
@@ -91,13 +91,14 @@ class Labelled(NamedTuple):
         return self._replace(clips=[*self.clips, *placed])
 
 
-def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled:
+def read_labelled(path: str | Path, *, separator: str | None = None, known: Sequence[str] = ()) -> Labelled:
     """Read the labelled recordings at `path`.
 
     Args:
         path: a folder with one folder of clips for each class, a table (see `dymn.data.manifest.read_csv`), selection
             tables of Raven or label tracks of Audacity, or ESC-50's layout.
         separator: separator of labels in a row of a table.
+        known: labels that are classes even if they are in `NEGATIVES`, such as those of the model to calibrate.
 
     Raises:
         DataError: if there is no dataset or no class, a class has no clip, or a recording is in two classes.
@@ -118,7 +119,7 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
         )
     labels = {label for clip in found.clips for label in clip.heard}
     labels |= {annotation.label for track in found.tracks for annotation in track.annotations}
-    classes = tuple(sorted(label for label in labels if label.lower() not in NEGATIVES))
+    classes = tuple(sorted(label for label in labels if label in known or label.lower() not in NEGATIVES))
     if not classes:
         raise DataError(
             f"{path} has no class: the labels {', '.join(NEGATIVES)} mean that a clip has none. Add clips of at least "
@@ -130,7 +131,7 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
 def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
     """Read a table of answers from the page of `dymn review`: a clip, a label, and whether it is heard.
 
-    The other labels of such a clip are unknown. A clip whose label is in `NEGATIVES` has no label.
+    The other labels of such a clip are unknown. A clip whose label is in `NEGATIVES`, and not a class, has no label.
 
     Raises:
         DataError: if a column is missing, or a row is not valid.
@@ -159,7 +160,7 @@ def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
     clips = []
     for (place, start, end), answers in found.items():
         heard = frozenset(label for label, yes in answers.items() if yes)
-        absent = None if any(label.lower() in NEGATIVES for label in heard) else frozenset(answers) - heard
+        absent = None if heard.difference(labels) else frozenset(answers) - heard
         clips.append(LabelledClip(place, _digest(place), heard, absent, start, end))
     return clips
 

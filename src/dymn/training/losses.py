@@ -87,8 +87,14 @@ def label_loss(
 
 
 def balanced_weights(counts: npt.NDArray[np.int64]) -> Tensor:
-    """Return the reciprocal number of clips of each class [C], 1 on average; without clips as for a single one."""
+    """Return the reciprocal number of clips of each class [C], 1 on average.
+
+    A class without clips, of which only absence can be learned, has the mean weight of the others.
+    """
+    found = counts > 0
     weights = 1.0 / np.maximum(counts, 1)
+    if found.any():
+        weights[~found] = weights[found].mean()
     return torch.from_numpy(weights / weights.mean()).float()
 
 

@@ -109,6 +109,8 @@ def test_repeated_runs(clips, tmp_path):
     assert found["figures"]["val_accuracy"]["values"] == values and "checkpoint" not in found["figures"]
     one = run(clips, tmp_path / "one", schedule={"epochs": 1}, data=SPLITS, run={"seed": 4})
     assert train(one)["val_accuracy"] == values[1]  # a repeated run is the run of its seed
+    with pytest.raises(ConfigError, match=r"run\.seeds is .* Use dymn\.training\.repeats\.train_repeats"):
+        train(config)
     spread = summarised([{"mAP": 0.1, "name": "x"}, {"mAP": 0.4, "name": "x"}])
     devices = summarised([{"by_device": {"a": 0.1}}, {"by_device": {"a": 0.3, "b": 1.0}}])
     assert list(devices) == ["by_device.a"] and devices["by_device.a"]["mean"] == pytest.approx(0.2)

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 import dymn
+from dymn.config import shown
 from dymn.data import Batch, Dataset, Loader, Source
 from dymn.data.batch import write_bad
-from dymn.errors import DataError, MissingExtraError
+from dymn.errors import ConfigError, DataError, MissingExtraError
 from dymn.evaluation.assess import Assessment, assessed, write_report
 from dymn.evaluation.score import Predictions, deciding_metric, figures, is_better, score
 from dymn.models import pretrained
@@ -59,10 +60,15 @@ def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset |
         data: the dataset, if it is already open and the config is resolved (see `dymn.training.resolve`).
 
     Raises:
-        ConfigError: if a setting is not allowed, or the folder contains another run.
+        ConfigError: if a setting is not allowed, there are several seeds, or the folder contains another run.
         DataError: if data and teacher do not match, or too many clips cannot be read.
         WeightsError: if a checkpoint cannot be loaded.
     """
+    if config.run.seeds:
+        raise ConfigError(
+            f"run.seeds is {shown(config.run.seeds)}, but train does one run. Use dymn.training.repeats.train_repeats, "
+            "or set run.seeds=[] and run.seed."
+        )
     # dropout draws from the global generator; the caller's numbers shall not depend on it
     with torch.random.fork_rng(devices=[]):
         run = Run(config, reporter or Reporter(), data)

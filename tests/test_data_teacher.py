@@ -367,8 +367,8 @@ def test_an_index_as_it_is_found(tmp_path, manifest):
         with pytest.raises(DataError, match="is missing"):
             table.match(source)
     inputs = Inputs(TASKS["csv"], source, None, None, table, 0.5)
-    notes = check_table(inputs, "pad")
-    assert f"1 of {N} training clips have no logits; only their labels are used." in notes
+    notes = check_table(inputs, "pad", 0.1)
+    assert f"1 of {N} training clips have no logits; only their labels are used, whose loss counts 0.1" in notes[0]
     assert any(note.endswith("logits.npy has 2 rows without a name.") for note in notes)
     (tmp_path / "index.pkl").write_bytes(pickle.dumps(rows | {"far": N + 2}))
     with pytest.raises(

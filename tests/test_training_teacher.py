@@ -12,12 +12,14 @@ import torch
 
 from dymn import create_model, load_model
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.data import WeightedSampler, heard_weights
+from dymn.data import TASKS, WeightedSampler, heard_weights, open_dataset, select
+from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.teachers import OnlineTeachers
 from dymn.models.mobilenet import MobileNet
 from dymn.native import libraries
 from dymn.training import loop, train
+from dymn.training.inputs import Inputs, check_calibration
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
 from tiny_runs import FRONT_END, run, write_clips
@@ -251,6 +253,34 @@ def test_what_cannot_be_had(clips, tmp_path, teacher):
     )
     with pytest.raises(ConfigError, match="blocks have the student's channels"):
         Run(wide, Reporter())
+
+
+def test_calibration_that_would_have_no_effect_is_refused(clips, tmp_path, teacher):
+    with pytest.raises(ConfigError, match="needs validation clips"):
+        Run(taught(clips, tmp_path / "run", teacher, data={"val": ""}), Reporter())
+    task, source = open_dataset("csv", clips)
+    val, keys = select(source, "val"), set(select(source, "val").keys)
+    exclusive = Inputs(TASKS["folder"], source, val, None, None, 0.5)
+    with pytest.raises(ConfigError, match="not exclusive"):
+        check_calibration(exclusive)
+    check_calibration(Inputs(task, source, val, None, None, 0.5))
+    first = val.keys[0]
+    for chosen, left_out, message in (
+        (source.keys, [], None),
+        (keys - {first}, [first], None),
+        (keys - {first}, [], "lacks 1 of 4"),
+    ):
+        part = sorted(chosen)
+        logits, marks = np.zeros((len(part), 2), np.float16), np.zeros(len(part), np.int64)
+        table = write_table(
+            tmp_path / "t.safetensors", part, source.labels, logits, marks, settings={"left_out": left_out}
+        )
+        inputs = Inputs(task, source, val, None, table, 0.5)
+        if message is None:
+            check_calibration(inputs)
+        else:
+            with pytest.raises(ConfigError, match=message):
+                check_calibration(inputs)
 
 
 def test_weighted_draws():

@@ -102,13 +102,16 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
     return notes
 
 
-def check_table(inputs: Inputs, fill: str) -> list[str]:
+def check_table(inputs: Inputs, fill: str, label_weight: float) -> list[str]:
     """Return sentences on what a teacher's table lacks, and on how its clips differ from those of the run."""
     notes = []
     if inputs.table is not None:
         without = int((inputs.table.match(inputs.train, partial=True) < 0).sum())
         if without:
-            notes.append(f"{without} of {len(inputs.train)} training clips have no logits; only their labels are used.")
+            notes.append(
+                f"{without} of {len(inputs.train)} training clips have no logits; only their labels are used, whose "
+                f"loss counts {label_weight:g} (teacher.label_weight)."
+            )
         notes += [f"{inputs.table.path} has {n} {what}." for what, n in inputs.table.skipped.items()]
     taught = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
@@ -120,6 +123,29 @@ def check_table(inputs: Inputs, fill: str) -> list[str]:
         f"run uses clips of {inputs.seconds:g} s (fill: {fill}). They may not fit: create the table again with dymn "
         f"teach --seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
     ]
+
+
+def check_calibration(inputs: Inputs) -> None:
+    """Reject data with which `teacher.calibrate` has no effect.
+
+    Raises:
+        ConfigError: if the classes are exclusive, there are no validation clips, or the teacher's table lacks some.
+    """
+    remedy = "or set teacher.calibrate=false."
+    if inputs.task.loss != "bce":
+        raise ConfigError(
+            f"teacher.calibrate needs classes that are not exclusive. Use a table of clips with labels, {remedy}"
+        )
+    if inputs.val is None:
+        raise ConfigError(f"teacher.calibrate needs validation clips. Set data.val or data.holdout, {remedy}")
+    if inputs.table is not None:
+        known = {*inputs.table.keys, *inputs.table.settings.get("left_out", [])}  # left out: clips that are unreadable
+        missing = [key for key in inputs.val.keys if key not in known]
+        if missing:
+            raise ConfigError(
+                f"teacher.calibrate needs logits for all validation clips; {inputs.table.path} lacks {len(missing)} of "
+                f"{len(inputs.val)}, such as {missing[0]!r}. Compute them with dymn teach, {remedy}"
+            )
 
 
 class BaseModels(NamedTuple):

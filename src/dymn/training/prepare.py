@@ -27,6 +27,7 @@ from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
 from dymn.training.distributed import ClipNetwork, launch, use_global_norm
 from dymn.training.inputs import (
+    check_calibration,
     check_classes,
     check_table,
     differences,
@@ -80,8 +81,10 @@ class Prepared:
             )
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
-        notes = check_classes(self.inputs, config.teacher.is_present) + check_table(self.inputs, config.data.fill)
-        for sentence in notes:
+        if config.teacher.calibrate:
+            check_calibration(self.inputs)
+        notes = check_classes(self.inputs, config.teacher.is_present)
+        for sentence in notes + check_table(self.inputs, config.data.fill, config.teacher.label_weight):
             self.reporter.note(sentence)
         self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
         self.digests = digests(self.inputs) | models.digests

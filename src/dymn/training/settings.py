@@ -48,9 +48,9 @@ class DataSettings:
 
     An epoch has as many clips as the dataset, or `draws`, if not 0, but at least `least_draws`. `sampling` "plain" uses
     every clip, in several passes if necessary. "balanced" (at most 100,000 clips without `draws`) draws rare classes
-    more often, with replacement unless there are more clips than draws. "teacher" is for data without labels
-    and draws clips by the online teachers' predictions: a quarter of the draws uniformly, the others such that rare
-    classes count as much as common ones.
+    more often, with replacement unless there are more clips than draws. "teacher" is for data without labels and draws
+    clips by the online teachers' predictions: a quarter of the draws uniformly, the others such that rare classes count
+    as much as common ones.
     """
 
     kind: str = "folder"
@@ -140,6 +140,10 @@ class TeacherSettings:
             )
         check(not self.head or bool(self.models), "teacher.head needs an online teacher (teacher.models).")
         check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
+        check(
+            not (self.table and self.partial and self.label_weight == 0),
+            "teacher.partial uses clips without logits by their labels, but teacher.label_weight is 0. Change either.",
+        )
 
     @property
     def is_present(self) -> bool:
@@ -361,10 +365,8 @@ class TrainConfig:
             f"augment.cross is {self.augment.cross}, which makes sounds that only an online teacher can label. Set "
             "teacher.models (instead of teacher.table) and teacher.label_weight=0.",
         )
-        check(
-            self.teacher.block_weight == 0 or not self.optim.compile,
-            "teacher.block_weight cannot be combined with optim.compile.",
-        )
+        blocks = self.teacher.block_weight > 0
+        check(not (blocks and self.optim.compile), "teacher.block_weight cannot be combined with optim.compile.")
 
     NESTED = {
         "model": ModelSettings,

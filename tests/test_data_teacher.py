@@ -166,12 +166,12 @@ def test_foreign_tables_are_refused(manifest, models, tmp_path):
     source = source_of(manifest)
     table = run(source, models[:1], tmp_path / "t.safetensors")
     other = manifest.with_name("other.csv")
-    other.write_text("path,label\n./0.wav,class_0\n")
+    other.write_text("path,label,start\n0.wav,class_0,0.1\n")
     with pytest.raises(DataError, match="belongs to another dataset"):
         first_batch(open_source("csv", other, labels=LABELS), table, partial_teacher=True)
     reversed_labels = first_batch(open_source("csv", manifest, labels=LABELS[::-1]), table)
     assert torch.equal(reversed_labels.teacher.flip(1), first_batch(source, table).teacher)
-    with pytest.raises(DataError, match="same classes"):
+    with pytest.raises(DataError, match="a teacher that has all"):
         first_batch(open_source("csv", manifest, labels=[*LABELS, "more"]), table)
     for i, name in enumerate(reversed(range(N))):  # the same names for other sounds
         (manifest.parent / f"{i}.wav").rename(manifest.parent / f"old{name}.wav")
@@ -245,7 +245,7 @@ def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
             rows.mean(axis=0)[np.argsort(order)].tolist()
         )
     foreign = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", ["class_0", "class_1", "dog"])
-    with pytest.raises(DataError, match="teacher with the same classes"):
+    with pytest.raises(DataError, match="a teacher that has all"):
         foreign.match(source)
 
 

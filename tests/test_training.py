@@ -1,6 +1,7 @@
 """The training loop: it learns, from labels and teachers; what it leaves behind; what it refuses."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -270,8 +271,36 @@ def test_teachers_that_do_not_fit(clips, tmp_path, teacher, change, message):
 def test_a_teacher_of_other_classes(tmp_path, teacher):
     write_clips(tmp_path / "data", 8)
     (tmp_path / "data" / "low").rename(tmp_path / "data" / "bass")
-    with pytest.raises(ConfigError, match="classes of the teacher"):
+    with pytest.raises(ConfigError, match="lacks 1 of the dataset's 2 classes, such as 'bass'"):
         Run(run(tmp_path / "data", tmp_path / "run", teacher={"models": [teacher]}), Reporter())
+
+
+def test_classes_of_a_teacher_are_found_by_name(clips, tmp_path, teacher):
+    """A teacher with more classes, in another order: online, and as a table."""
+    narrow = load_model(teacher)
+    order = [1, 0, 1]
+    state = narrow.state_dict()
+    for name in ("head.classifier.weight", "head.classifier.bias"):
+        state[name] = state[name][order]
+    wide = create_model("mn04", 3, width=0.1, dynamic_blocks="none", attention="se", attention_blocks="se")
+    wide.load_state_dict(state)
+    wide.card = dataclasses.replace(narrow.card, labels=("low", "high", "more"))
+    wide.save_pretrained(tmp_path / "wide")
+    made = Run(run(clips, tmp_path / "run", teacher={"models": [str(tmp_path / "wide"), teacher]}), Reporter())
+    log_mel = torch.randn(2, 1, 32, 50)
+    same = Run(run(clips, tmp_path / "same", teacher={"models": [teacher]}), Reporter())
+    assert torch.allclose(made.teachers.teach(log_mel).logits, same.teachers.teach(log_mel).logits, atol=1e-5)
+    with pytest.raises(ConfigError, match="with the dataset's classes, in the same order"):
+        made._check_heads(wide)
+
+    source = open_source("folder", clips, sample_rate=8_000)
+    logits = np.random.default_rng(0).normal(0, 1, (len(source), 3)).astype(np.float16)
+    marks = np.zeros(len(source), np.int64)
+    write_table(tmp_path / "t.safetensors", source.keys, wide.card.labels, logits, marks)
+    offline = Run(run(clips, tmp_path / "run2", teacher={"table": str(tmp_path / "t.safetensors")}), Reporter())
+    batch = next(iter(offline.loader.epoch(0)))
+    rows = [source.keys.index(key) for key in batch.keys]
+    assert np.array_equal(batch.teacher.numpy(), logits[rows][:, [1, 0]].astype(np.float32))
 
 
 # How a network begins

@@ -152,10 +152,10 @@ class TeacherTable:
         )  # fmt: skip
 
     def columns(self, labels: Sequence[str]) -> Integers | None:
-        """Return the column of each of these classes [C], by name; None if the columns are in this order.
+        """Return the column of each of these classes [C], by name; None if the columns are these, in this order.
 
         Raises:
-            DataError: if the table has other classes, or does not name them.
+            DataError: if the table lacks a class, or does not name its classes.
         """
         if not self.labels:
             raise DataError(
@@ -166,10 +166,10 @@ class TeacherTable:
             return None
         place = {label: i for i, label in enumerate(self.labels)}
         missing = [label for label in labels if label not in place]
-        if missing or len(labels) != self.classes:
+        if missing:
             raise DataError(
-                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), but the dataset "
-                f"has {len(labels)} ({', '.join(labels[:3])} …). Use a teacher with the same classes."
+                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), but not of "
+                f"{len(missing)} of the dataset's {len(labels)}, such as {missing[0]!r}. Use a teacher that has all."
             )
         return np.array([place[label] for label in labels], dtype=np.int64)
 
@@ -185,7 +185,7 @@ class TeacherTable:
         """Return the row of every clip of a source [N]; -1 for clips that are not in the table.
 
         Raises:
-            DataError: if the classes differ, no clip is in the table, or some are not and `partial` is False.
+            DataError: if a class or all clips are missing in the table, or some are not and `partial` is False.
         """
         self.columns(source.labels)
         numbers = range(len(self.keys)) if self.rows is None else self.rows.tolist()

@@ -17,19 +17,19 @@ from dymn.weights import load_model
 class TeacherOutput(NamedTuple):
     """The outputs of the teachers for a batch."""
 
-    logits: Tensor  # [B, C], the mean over the ensemble
+    logits: Tensor  # [B, C], of the student's classes, the mean over the ensemble
     embedding: Tensor  # [B, D], of the first teacher
     maps: list[Tensor]  # the outputs of its blocks, if `blocks` is set
 
 
 class OnlineTeachers:
-    """An ensemble of models with the student's front end and classes.
+    """An ensemble of models with the student's front end and at least its classes, which are matched by name.
 
     `models` are networks, which are set to evaluation mode, or arguments of `load_model`; `student` is trained. On a
     CPU, the ensemble contains copies of the current weights.
 
     Raises:
-        ConfigError: if a model has another front end or other classes.
+        ConfigError: if a model has another front end or lacks a class.
     """
 
     def __init__(
@@ -44,10 +44,13 @@ class OnlineTeachers:
                     f"The front end of the teacher {name} differs from the student's; both must receive the same "
                     "log-mel spectrogram."
                 )
-            if model.card.labels != student.card.labels:
+            missing = [label for label in student.card.labels if label not in model.card.labels]
+            if missing:
                 raise ConfigError(
-                    f"The classes of the teacher {name} differ from the dataset's. Use a teacher with the same classes."
+                    f"The teacher {name} lacks {len(missing)} of the dataset's {len(student.card.labels)} classes, "
+                    f"such as {missing[0]!r}. Use a teacher that has all."
                 )
+        self._columns = [_columns(model.card.labels, student.card.labels) for model in networks]
         shown = 1 if blocks else 0
         self._shown = [_with_blocks(model, device) for model in networks[:shown]]
         self._others = [accelerate(model) if device.type == "cpu" else model for model in networks[shown:]]
@@ -59,8 +62,14 @@ class OnlineTeachers:
         with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
             shown = [network(log_mel) for network in self._shown]
             outputs = [*(output for output, _ in shown), *(network(log_mel) for network in self._others)]
-        logits = torch.stack([output.logits.float() for output in outputs]).mean(dim=0)
-        return TeacherOutput(logits, outputs[0].embedding, shown[0][1] if shown else [])
+        logits = [output.logits.float()[:, columns] for output, columns in zip(outputs, self._columns, strict=True)]
+        return TeacherOutput(torch.stack(logits).mean(dim=0), outputs[0].embedding, shown[0][1] if shown else [])
+
+
+def _columns(labels: Sequence[str], wanted: Sequence[str]) -> slice | list[int]:
+    """Return the place of each of the wanted labels; everything, without a copy, if they are the same."""
+    place = {label: i for i, label in enumerate(labels)}
+    return slice(None) if tuple(labels) == tuple(wanted) else [place[label] for label in wanted]
 
 
 def _with_blocks(model: MobileNet, device: torch.device) -> Callable[[Tensor], tuple[Output, list[Tensor]]]:

@@ -182,6 +182,8 @@ class Prepared:
         student, norms = self.network, [m for m in teacher.head.modules() if isinstance(m, nn.BatchNorm2d)]
         if student.config.sequence is not None or teacher.config.sequence is not None:
             raise ConfigError("teacher.head is not supported for frame-wise networks. Set teacher.head=false.")
+        if teacher.card.labels != student.card.labels:
+            raise ConfigError("teacher.head needs a (first) teacher with the dataset's classes, in the same order.")
         if norms and self.config.optim.norm_clips:
             raise ConfigError(
                 "optim.norm_clips would change the norms of the head that teacher.head keeps. Set only one of them."

@@ -71,6 +71,17 @@ def test_a_row_for_each_label(folder):
         manifest(folder, [*rows, ["b.wav", "dog", "val"]])
 
 
+@pytest.mark.parametrize("other", ["./a.wav", ".//a.wav", ".\\a.wav"])
+def test_spellings_of_a_path_are_one_clip(folder, other):
+    """Otherwise, a clip could be trained on and validated with."""
+    source = manifest(folder, [["path", "label"], ["a.wav", "dog"], [other, "rain"]])
+    assert source.keys == ["a.wav"] and source.targets.tolist() == [[1, 1]]
+    with pytest.raises(DataError, match="in two splits"):
+        manifest(folder, [["path", "label", "split"], ["a.wav", "dog", "train"], [other, "rain", "val"]])
+    with pytest.raises(DataError, match="twice"):
+        manifest(folder, [["path", "label", "split"], ["a.wav", "dog", "train"], [other, "dog", "val"]])
+
+
 def test_soft_labels(folder):
     source = manifest(folder, [["path", "labels"], ["a.wav", "dog:0.7;cat:0.25"], ["b.wav", "dog:1"], ["c.wav", ""]])
     assert source.labels == ("cat", "dog") and source.targets == pytest.approx(np.array([[0.25, 0.7], [0, 1], [0, 0]]))

@@ -207,9 +207,13 @@ def _entry(
 
 
 def _file(path: str, folder: Path) -> tuple[str, Path]:
-    """Return the name of a clip and its file; only an absolute path may lead outside the folder."""
+    """Return the name of a clip, the same for all spellings of its path, and its file.
+
+    Only an absolute path may lead outside the folder.
+    """
     if not os.path.isabs(path):
-        return path, inside(folder, path)
+        file = inside(folder, path)
+        return file.relative_to(folder).as_posix(), file
     file, home = Path(os.path.normpath(path)), Path(os.path.abspath(folder))
     if file.is_relative_to(home):
         return file.relative_to(home).as_posix(), file

@@ -1,5 +1,6 @@
 """Reading what is sound: formats, rates, channels, sources, blocks, arrays, finding."""
 
+import errno
 import gzip
 import io
 import os
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from dymn.audio import reading
 from dymn.errors import AudioError, ConfigError
+from dymn.inference.discovery import Discovery
 
 FORMATS = {
     "wav16": ("WAV", "PCM_16", 1e-6),
@@ -285,6 +287,35 @@ def test_find(tmp_path, monkeypatch):
     assert reading.find(["sub/**/*.mp3"])[0] == Path("sub/deep/e.mp3")
     assert reading.find(["notes.txt", "missing.wav"]) == [Path("missing.wav"), Path("notes.txt")]
     assert reading.find([]) == []
+
+
+def test_folders_that_cannot_be_listed_are_told(tmp_path, monkeypatch):
+    for name in ("open/a.wav", "closed/b.wav", "open/far/c.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scandir, stat = os.scandir, os.stat
+
+    def refused(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    def unreachable(path, **options):
+        if not isinstance(path, int) and Path(os.fsdecode(path)).name == "far":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "stat", unreachable)
+    for named in (tmp_path, tmp_path / "*", tmp_path / "**" / "*.wav", tmp_path / "closed"):
+        with Discovery([str(named)]) as discovery:
+            found, lost = discovery.sorted(), {Path(name).name: str(error) for name, error in discovery.lost}
+        assert "closed cannot be listed: Permission denied" in lost["closed"]
+        assert ("far" in lost) == (named.name in (tmp_path.name, "*"))  # glob itself asks for no status
+        assert len(found) == {"closed": 0, "*.wav": 2}.get(named.name, 1)
+        assert len(discovery.lost) == len(lost) == len(discovery.unlisted)
+    with pytest.raises(AudioError, match="cannot be listed"):
+        reading.find([tmp_path])
 
 
 def test_find_says_where_there_is_nothing(tmp_path):

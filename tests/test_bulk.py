@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -407,6 +408,32 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(command, ending, model
     assert all("not a recording" in line["error"] for line in report)
     retried = run(command, *asked, "-o", broken, "--retry-failed")
     assert retried.exit_code == 1 and len(calls) == 15 + 2
+
+
+def test_a_folder_that_cannot_be_listed_is_a_failure_that_can_be_tried_again(model, clips, tmp_path, monkeypatch):
+    shutil.copytree(clips / "a", tmp_path / "in" / "a")
+    shutil.copytree(clips / "b", tmp_path / "in" / "closed", ignore=shutil.ignore_patterns("bad.wav"))
+    scandir, output = os.scandir, tmp_path / "out.csv"
+
+    def refused(path):
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    words = ("tag", tmp_path / "in", "-m", model, "-q", "-o", output)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        done = run(*words)
+    assert done.exit_code == 1 and "closed cannot be listed" in done.stderr
+    with output.open(newline="") as file:
+        files = {row["file"]: row["error"] for row in csv.DictReader(file)}
+    assert len(files) == 5 and "Permission denied" in files[str(tmp_path / "in" / "closed")]
+    assert "cannot be listed" in (tmp_path / "out.csv.failed.jsonl").read_text()
+    put, calls = Journal.put, []
+    monkeypatch.setattr(Journal, "put", lambda self, *arguments: calls.append(arguments) or put(self, *arguments))
+    again = run(*words, "--retry-failed")
+    assert again.exit_code == 0 and len(calls) == 4, again.output
+    assert not (tmp_path / "out.csv.failed.jsonl").exists() and not journal_path(output).exists()
 
 
 def test_options_of_journals_want_a_journal(model, clips):

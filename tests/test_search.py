@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -274,6 +275,34 @@ def test_paths_are_as_short_as_they_can_be_and_pages_are_told_of(made, tmp_path,
     assert str(tmp_path / "sounds") not in Path("map.html").read_text()
 
 
+def test_what_lies_in_a_folder_that_cannot_be_listed_stays_in_the_index(made, tmp_path, monkeypatch):
+    sounds, index = tmp_path / "sounds", tmp_path / "index"
+    for folder, name in (("a", "a/first.flac"), ("b", "b/second.wav"), ("b", "b/speech.ogg")):
+        (sounds / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(made / name, sounds / name)
+    assert run("index", sounds, "-o", index, *MODEL).exit_code == 0
+    before = set(indexes.open_index(index).table.recordings)
+    (sounds / "a" / "first.flac").unlink()
+    scandir = os.scandir
+
+    def refused(path):
+        if Path(path).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    shutil.copy(made / "b" / "speech.ogg", sounds / "a" / "new.ogg")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        done = run("index", sounds, "-o", index, *MODEL)
+    assert done.exit_code == 1 and "b cannot be listed: Permission denied" in done.stderr
+    assert "of 3 recordings" in done.stdout
+    kept = {*before, str(sounds / "a" / "new.ogg")} - {str(sounds / "a" / "first.flac")}
+    assert set(indexes.open_index(index).table.recordings) == kept
+    shutil.rmtree(sounds / "b")
+    assert run("index", sounds, "-o", index, *MODEL).exit_code == 0
+    assert set(indexes.open_index(index).table.recordings) == {str(sounds / "a" / "new.ogg")}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 def test_a_killed_run_leaves_the_index_of_before_and_needs_no_pytorch(made, tmp_path):
     index, words = tmp_path / "index", ["index", str(made / "b"), "-o", str(tmp_path / "index"), *map(str, MODEL)]
@@ -329,7 +358,7 @@ def test_searches_agree_with_a_comparison_of_all_vectors(tmp_path_factory, seed,
         now = {name: vectors[name] for name in kept}
         with Journal(folder / indexes.EMBEDDINGS, {}) as journal:
             filled(journal, folder, now)
-            assert indexes.update(journal, folder, about, 4) == sum(map(len, now.values()))
+            assert len(indexes.update(journal, folder, about, 4)) == sum(map(len, now.values()))
         found = indexes.open_index(folder)
         query = rng.normal(size=4).astype(np.float32)
         scores = {

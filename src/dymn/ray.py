@@ -376,9 +376,9 @@ def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioErr
         return discovery.sorted(), discovery.lost
 
 
-def expand(path: str) -> Iterable[Location]:
-    """Return the recordings that a path or URL names."""
-    return _find_remote(path) if "://" in path else reading.expand(path)
+def expand(path: str, unlisted: Callable[[str, AudioError], None]) -> Iterable[Location]:
+    """Return the recordings that a path or URL names; `unlisted` is called with folders that cannot be listed."""
+    return _find_remote(path) if "://" in path else reading.expand(path, unlisted)
 
 
 def _is_recording(name: str) -> bool:

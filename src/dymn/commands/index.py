@@ -98,8 +98,15 @@ def index(
             fill_journal(journal, indexes.stored(embedder.size), discovery, files, quiet)
             counts = journal.counts()
             with counting_bar("Index", quiet) as progress:
-                windows = indexes.update(journal, output, about, embedder.size, progress or (lambda done, total: None))
-    typer.echo(f"{output}: {windows:,} windows of {counts.listed - counts.failed:,} recordings")
+                table = indexes.update(
+                    journal,
+                    output,
+                    about,
+                    embedder.size,
+                    progress or (lambda done, total: None),
+                    discovery.unlisted,
+                )
+    typer.echo(f"{output}: {len(table):,} windows of {len(table.recordings):,} recordings")
     if counts.failed or discovery.lost:
         raise typer.Exit(1)
 

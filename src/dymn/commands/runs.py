@@ -27,7 +27,7 @@ from dymn.commands.output import binary_output, free_name, note_new_folder, text
 from dymn.commands.progress import Bar
 from dymn.commands.segments import cut, seen
 from dymn.errors import ConfigError, DymnError
-from dymn.inference.discovery import Discovery
+from dymn.inference.discovery import Discovery, Expand
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
@@ -192,7 +192,7 @@ def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet
         note(f"{output} is written as {name}, as --format requests, although its extension means {meant}.", quiet)
 
 
-def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
+def _expand(engine: Engine | None) -> Expand:
     if engine is None:
         from dymn.audio.listing import expand
 
@@ -279,13 +279,12 @@ def resume(
             written = write(listed(seen(found, form.layout, cutter)), form, name, given, separately=None)
         uncut = cut(cutter, quiet) if written else 0  # before the journal ends, so that it can be done again
         counts = journal.counts()
-        journal.complete(keep=counts.failed > 0)
-    n_failed = counts.failed + len(discovery.lost)
+        n_failed = counts.failed + len(discovery.lost)
+        journal.complete(keep=n_failed + uncut > 0)
     if n_failed:
-        again = "" if not counts.failed else " To try them again, repeat the command with --retry-failed."
         note(
             f"{n_failed:,} of {counts.listed + len(discovery.lost):,} recordings failed; {report_path(output)} lists "
-            f"them.{again}",
+            "them. To try them again, repeat the command with --retry-failed.",
             quiet,
         )
     return RunEnd(n_failed + uncut, written)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dymn.inference.windows import AudioLike
 
 
+Expand = Callable[[str, Callable[[str, AudioError], None]], "Iterable[Path | str]"]
+
+
 class Listed(NamedTuple):
     """A recording, a path or the address of one, and the index of the path that named it."""
 
@@ -39,7 +42,9 @@ class Discovery:
     """The recordings that paths name, as they are met; to be used in a `with`, and to be iterated over once.
 
     Attributes:
-        lost: paths that name no recording, and why; complete when the iterator is exhausted.
+        lost: paths that name no recording and folders that cannot be listed, and why; complete when the iterator is
+            exhausted.
+        unlisted: the folders among them that cannot be listed, from the root on.
         seconds: lengths of recordings whose headers have been read, by their names.
     """
 
@@ -47,7 +52,7 @@ class Discovery:
         self,
         paths: Iterable[str],
         output: Path | None = None,
-        expand: Callable[[str], Iterable[Path | str]] = reading.expand,
+        expand: Expand = reading.expand,
         partial: bool = False,
     ) -> None:
         """Prepare to walk.
@@ -55,13 +60,14 @@ class Discovery:
         Args:
             paths: files, folders, patterns, or "-" for standard input, as in `dymn.audio.reading.find`.
             output: a file that none of them may be.
-            expand: from one of the paths to the recordings that it names.
+            expand: from one of the paths to the recordings that it names, as `dymn.audio.reading.expand`.
             partial: whether damaged recordings are read as far as they can be; then any file that opens counts as
                 readable.
         """
         self._partial = partial
         self._expand = expand
         self.lost: list[tuple[str, AudioError]] = []
+        self.unlisted: set[str] = set()
         self.seconds: dict[str, float] = {}
         self._output = output
         self._identity = identity(output) if output is not None else None
@@ -142,12 +148,18 @@ class Discovery:
     def _walk(self, paths: list[str]) -> Iterator[Listed]:
         for number, path in enumerate(paths):
             try:
-                for item in self._expand(path):
+                for item in self._expand(path, self._lose):
                     if self._identity is not None and identity(item) == self._identity:
                         raise ConfigError(f"--output {self._output} is one of the recordings. Give another file.")
                     yield Listed(number, item)
             except AudioError as error:
                 self.lost.append((path, error))
+
+    def _lose(self, folder: str, error: AudioError) -> None:
+        """Remember a folder that cannot be listed, once."""
+        if whole(folder) not in self.unlisted:
+            self.unlisted.add(whole(folder))
+            self.lost.append((folder, error))
 
 
 def whole(path: Path | str) -> str:

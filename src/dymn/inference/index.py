@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,8 +249,9 @@ def update(
     about: dict[str, Any],
     size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> int:
-    """Make the graph of an index hold what its journal does, and return how many windows that is.
+    unlisted: Iterable[str] = (),
+) -> WindowTable:
+    """Make the graph of an index hold what its journal does, and return the table of its windows.
 
     Only windows of new and changed recordings are added, and those of recordings that are gone removed.
 
@@ -260,6 +261,7 @@ def update(
         about: model, digest and parameters, as in `SoundIndex`.
         size: number of values of an embedding.
         progress: called with the recordings that are done and their number.
+        unlisted: folders that could not be listed, from the root on; what is below them is not gone.
 
     Raises:
         AudioError: if no recording could be embedded.
@@ -267,6 +269,11 @@ def update(
     """
     graph, before, number = _before(folder, about, size)
     news, gone = _add(graph, before, journal, size, progress)
+    again = set(news.recordings)
+    for place in list(gone):
+        recording = before.recordings[place]
+        if recording not in again and any(Path(recording).is_relative_to(folder) for folder in unlisted):
+            gone.remove(place)
     table = WindowTable()
     for place, row in enumerate(before.rows()):
         if place in gone:
@@ -278,7 +285,7 @@ def update(
     if not len(table):
         raise AudioError("No recording could be embedded, so there is nothing to index.")
     _write(folder, graph, table, about | {"size": size}, number + 1)
-    return len(table)
+    return table
 
 
 def _before(folder: Path, about: dict[str, Any], size: int) -> tuple[Any, WindowTable, int]:

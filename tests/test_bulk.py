@@ -436,6 +436,24 @@ def test_a_folder_that_cannot_be_listed_is_a_failure_that_can_be_tried_again(mod
     assert not (tmp_path / "out.csv.failed.jsonl").exists() and not journal_path(output).exists()
 
 
+@pytest.mark.parametrize("command", ["tag", "embed"])
+def test_without_failures_there_is_nothing_to_try_again(command, model, clips, tmp_path, monkeypatch):
+    output, calls, put = tmp_path / "out.csv", [], Journal.put
+    monkeypatch.setattr(Journal, "put", lambda self, *arguments: calls.append(arguments) or put(self, *arguments))
+    words = (command, clips / "a", "-m", model, "-o", output, "--retry-failed")
+    first = run(*words)
+    assert first.exit_code == 0 and "No journal of" in first.stderr and len(calls) == 4
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    again = run(*words)
+    assert again.exit_code == 0 and "nothing to try again" in again.stderr and len(calls) == 4
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    alone = tmp_path / "alone.csv"  # written without a journal, with a failure
+    assert run(command, clips / "b" / "bad.wav", "-m", model, "-o", alone).exit_code == 1
+    assert not journal_path(alone).exists()
+    tried = run(command, clips / "a", "-m", model, "-o", alone, "--retry-failed")
+    assert tried.exit_code == 0 and "No journal of" in tried.stderr and len(calls) == 8
+
+
 def test_options_of_journals_want_a_journal(model, clips):
     refused = run("tag", clips, "-m", model, "--fresh")
     assert refused.exit_code == 2 and "--output" in refused.stderr

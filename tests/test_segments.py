@@ -267,9 +267,47 @@ def test_what_cannot_be_cut_is_refused_before_anything_is_computed(tmp_path):
         assert refused.exit_code == 2 and "needs --segments FOLDER" in refused.stderr
 
 
+def test_the_advised_command_replaces_the_segments(tmp_path):
+    clips, rows = tmp_path / "clips", tmp_path / "events.csv"
+    out = clips / "out"
+    clips.mkdir()
+    dog, rate = soundfile.read(EXAMPLES / "dog.ogg")
+    soundfile.write(clips / "good.flac", dog, rate)
+    (clips / "late.flac").write_text("not yet")
+    words = ["events", clips, *CHOSEN[:-1], "--output", rows, "--segments", out]
+    first = run(*words)
+    assert first.exit_code == 1 and "1 of 2 recordings failed" in first.stderr and "--retry-failed" in first.stderr
+    assert {Path(row["recording"]).name for row in index(out)} == {"good.flac"}
+    assert run(*words).exit_code == 2
+    (out / "mine.txt").write_text("mine")
+    soundfile.write(clips / "late.flac", dog[: 5 * rate], rate)
+    second = run(*words, "--retry-failed")
+    assert second.exit_code == 0, second.output
+    found = index(out)
+    assert {Path(row["recording"]).name for row in found} == {"good.flac", "late.flac"}
+    assert {row["path"] for row in found} == {path.relative_to(out).as_posix() for path in out.rglob("*.flac")}
+    with rows.open(newline="") as file:
+        assert {Path(row["file"]).name for row in csv.DictReader(file)} == {"good.flac", "late.flac"}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    third = run(*words, "--retry-failed")
+    assert third.exit_code == 0 and "nothing to try again" in third.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    refused = run("events", out / "Dog", *CHOSEN, "--output", rows, "--segments", out, "--retry-failed")
+    assert refused.exit_code == 2 and "one of the folders that are searched" in refused.stderr
+
+
+def test_only_a_folder_of_segments_is_replaced(tmp_path):
+    (tmp_path / "index.csv").write_text("path,label\nDog/a.wav,Dog\n")
+    (tmp_path / "Dog").mkdir()
+    (tmp_path / "Dog" / "a.wav").write_text("x")
+    with pytest.raises(ConfigError, match="is not empty"):
+        SegmentCutter(tmp_path, 0, replaces=True)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
-def test_a_killed_run_is_completed_by_the_same_command(tmp_path):
-    clips, out, rows = tmp_path / "clips", tmp_path / "out", tmp_path / "events.csv"
+@pytest.mark.parametrize("folder", ["out", "clips/out"])
+def test_a_killed_run_is_completed_by_the_same_command(tmp_path, folder):
+    clips, out, rows = tmp_path / "clips", tmp_path / folder, tmp_path / "events.csv"
     clips.mkdir()
     dog, rate = soundfile.read(EXAMPLES / "dog.ogg")
     for i in range(4):

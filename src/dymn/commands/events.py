@@ -138,7 +138,7 @@ def events(
         parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
         return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
 
-    cutter = cutter_of(segments, segments_per_class, given.paths, ray, settings)
+    cutter = cutter_of(segments, segments_per_class, given.paths, ray, settings, retry_failed)
     done = run(given, EVENTS, form, files, cutter=cutter)
     if done.failed:
         raise typer.Exit(1)

@@ -25,6 +25,14 @@ def report_path(output: Path) -> Path:
     return named.parent / f"{named.name}.failed.jsonl"
 
 
+def has_errors(output: Path) -> bool:
+    """Whether the report lists recordings that failed, and not only such that were read in part."""
+    try:
+        return any('"error": ' in line for line in report_path(output).read_text(encoding="utf-8").splitlines())
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def report(
     output: Path | None, layout: Layout[R], name: str, damaged: list[str], quiet: bool

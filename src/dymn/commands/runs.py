@@ -20,7 +20,7 @@ import typer
 
 from dymn.audio.notes import shared_at_end
 from dymn.audio.settings import PLAIN, ReadSettings
-from dymn.commands.failures import is_file, report, report_path
+from dymn.commands.failures import has_errors, is_file, report, report_path
 from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, note_new_folder, text_output
@@ -149,6 +149,7 @@ def run(
         ConfigError: if options do not fit each other, the model, or the recordings.
     """
     from dymn.commands.recordings import load_tagger, ray_engine
+    from dymn.inference.journal import journal_path
 
     name = choose(layout, given.format, given.output)
     note_other_ending(layout, name, given.output, given.quiet)
@@ -159,7 +160,16 @@ def run(
     engine = ray_engine(given.ray, given.workers, given.threads, given.device, given.backend)
     kept = journaled(given, name)
     damaged: list[str] = []
-    with shared_at_end(), Discovery(given.paths, given.output, _expand(engine), given.read.partial) as discovery:
+    if given.retry_failed and kept and not journal_path(kept).exists():
+        if kept.exists() and not has_errors(kept):
+            note(f"The run that wrote {kept} had no failures, so there is nothing to try again.", given.quiet)
+            return Outcome(0, (), name, form_of(None).origin, written=False)
+        note(f"No journal of {kept} is there, so all recordings are computed.", given.quiet)
+    excluded = None if cutter is None else cutter.folder
+    with (
+        shared_at_end(),
+        Discovery(given.paths, given.output, _expand(engine), given.read.partial, excluded) as discovery,
+    ):
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(given.output, name, len(found) or len(discovery.lost))
@@ -287,6 +297,8 @@ def resume(
             "them. To try them again, repeat the command with --retry-failed.",
             quiet,
         )
+    elif uncut:
+        note("To extract the segments again, repeat the command with --retry-failed.", quiet)
     return RunEnd(n_failed + uncut, written)
 
 

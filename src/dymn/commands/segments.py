@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,9 +42,14 @@ def cut(cutter: SegmentCutter | None, quiet: bool) -> int:
 
 
 def cutter_of(
-    folder: Path | None, per_label: int | None, paths: Sequence[str], ray: str | None, settings: ReadSettings
+    folder: Path | None,
+    per_label: int | None,
+    paths: Sequence[str],
+    ray: str | None,
+    settings: ReadSettings,
+    replaces: bool,
 ) -> SegmentCutter | None:
-    """Return the cutter of segments, None without a folder.
+    """Return the cutter of segments, None without a folder; it may replace the segments of an earlier run.
 
     Raises:
         ConfigError: if recordings cannot be read again, the folder is in use, or only the number of segments is given.
@@ -59,8 +65,11 @@ def cutter_of(
         raise ConfigError(
             "--segments extracts all channels of the default track. Leave out --channel each and --track."
         )
+    from dymn.inference.discovery import lies_in
     from dymn.inference.segments import SegmentCutter
     from dymn.system.files import check_writable
 
     check_writable(folder)
-    return SegmentCutter(folder, PER_LABEL if per_label is None else per_label, settings.partial)
+    if any(os.path.isdir(path) and lies_in(path, folder) for path in paths):
+        raise ConfigError(f"--segments {folder} is one of the folders that are searched. Give another folder.")
+    return SegmentCutter(folder, PER_LABEL if per_label is None else per_label, settings.partial, replaces)

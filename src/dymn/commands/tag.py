@@ -188,7 +188,7 @@ def tag(
         lambda tagger: Form(TAGS.of(settings), tags(windows), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        cutter_of(segments, segments_per_class, given.paths, ray, settings),
+        cutter_of(segments, segments_per_class, given.paths, ray, settings, retry_failed),
     )
     if pictures is not None:
         pictures.finish(quiet)

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
@@ -54,6 +55,7 @@ class Discovery:
         output: Path | None = None,
         expand: Expand = reading.expand,
         partial: bool = False,
+        excluded: Path | None = None,
     ) -> None:
         """Prepare to walk.
 
@@ -63,7 +65,9 @@ class Discovery:
             expand: from one of the paths to the recordings that it names, as `dymn.audio.reading.expand`.
             partial: whether damaged recordings are read as far as they can be; then any file that opens counts as
                 readable.
+            excluded: a folder of whose files none is a recording of this run.
         """
+        self._is_excluded = lru_cache(lambda folder: excluded is not None and lies_in(folder, excluded))
         self._partial = partial
         self._expand = expand
         self.lost: list[tuple[str, AudioError]] = []
@@ -149,6 +153,8 @@ class Discovery:
         for number, path in enumerate(paths):
             try:
                 for item in self._expand(path, self._lose):
+                    if self._is_excluded(os.path.dirname(item)):
+                        continue
                     if self._identity is not None and identity(item) == self._identity:
                         raise ConfigError(f"--output {self._output} is one of the recordings. Give another file.")
                     yield Listed(number, item)
@@ -166,6 +172,11 @@ def whole(path: Path | str) -> str:
     """Return a path from the root on; "-" and addresses as they are."""
     name = os.fspath(path)
     return name if name == "-" or "://" in name else os.path.abspath(name)
+
+
+def lies_in(path: Path | str, folder: Path | str) -> bool:
+    """Whether a path is that of a folder or below it, wherever links lead."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def identity(path: Path | str | int) -> tuple[int, int] | None:

@@ -55,11 +55,15 @@ class SegmentCutter:
         partial: whether damaged recordings are read as far as they can be.
     """
 
-    def __init__(self, folder: Path, per_label: int, partial: bool = False) -> None:
-        """Raise a `ConfigError` unless the folder is new, empty or left by an interrupted run."""
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / UNFINISHED).exists())):
-            raise ConfigError(f"--segments {folder} exists and is not empty. Give a new folder, or remove this one.")
+    def __init__(self, folder: Path, per_label: int, partial: bool = False, replaces: bool = False) -> None:
+        """Raise a `ConfigError` unless the folder is new, empty, left by an interrupted run, or may be replaced.
+
+        Only a folder of segments can be replaced, if `replaces`, and only the files that its index lists are removed.
+        """
         self.folder, self.per_label, self.partial = folder, per_label, partial
+        own = (folder / UNFINISHED).exists() or (replaces and self._has_index())
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not own)):
+            raise ConfigError(f"--segments {folder} exists and is not empty. Give a new folder, or remove this one.")
         self._best: defaultdict[str, list[tuple[float, int, FoundSegment]]] = defaultdict(list)
         self._order = itertools.count()
 
@@ -82,7 +86,7 @@ class SegmentCutter:
     def cut(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[AudioError]:
         """Write the files and the index, and return what could not be cut.
 
-        A file appears when it is complete. What an interrupted run has left is removed first.
+        A file appears when it is complete. What an earlier run has left is removed first.
         """
         import soundfile
 
@@ -125,8 +129,23 @@ class SegmentCutter:
         unfinished.unlink()
         return errors
 
+    def _has_index(self) -> bool:
+        """Whether the index of a complete run is there."""
+        try:
+            with (self.folder / INDEX).open(newline="", encoding="utf-8") as lines:
+                return next(csv.reader(lines), []) == list(COLUMNS)
+        except (OSError, UnicodeDecodeError, csv.Error):
+            return False
+
     def _clear(self, unfinished: Path) -> None:
-        """Remove the files that an interrupted run began."""
+        """Remove the files that an interrupted run began, and those of a complete one that is replaced."""
+        if self._has_index():
+            index = self.folder / INDEX
+            with index.open(newline="", encoding="utf-8") as lines:
+                paths = [row[:1] for row in csv.reader(lines)]
+            with unfinished.open("a", encoding="utf-8") as begun:  # from here on, the same command completes the run
+                begun.write("\n" + csv_text(paths))  # a kill may have left a line without its end
+            index.unlink()
         if unfinished.exists():
             with unfinished.open(newline="", encoding="utf-8") as lines:
                 for row in csv.reader(lines):

@@ -88,7 +88,7 @@ def write_tau(root: Path) -> None:
         for i, (scene, city, device) in enumerate([("bus", "lyon", "a"), ("park", "wien", "b")])
     ]
     files.append("audio/park-wien-9-9-s1.wav")
-    rows = [[file, file.split("/")[1].split("-")[0], "lyon-0", "a"] for file in files]
+    rows = [[file, file.split("/")[1].split("-")[0], "lyon-0", Path(file).stem.split("-")[-1]] for file in files]
     write_table(root / "meta.csv", [["filename", "scene_label", "identifier", "source_label"], *rows], "\t")
     write_table(root / "evaluation_setup" / "fold1_train.csv", [["filename", "scene_label"], [files[0], "bus"]], "\t")
     write_table(

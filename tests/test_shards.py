@@ -28,7 +28,16 @@ from dymn.errors import ConfigError, DataError, ResourceError
 from dymn.system.files import atomic_write
 from dymn.training.recipe import load_recipe
 from dymn.training.resolve import resolve
-from layouts import encoded, write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic
+from layouts import (
+    encoded,
+    write_audio,
+    write_audioset,
+    write_corpus,
+    write_esc50,
+    write_fsd50k,
+    write_openmic,
+    write_tau,
+)
 from layouts import write_table as write_csv
 
 
@@ -56,13 +65,14 @@ LAYOUTS = {
     "openmic": write_openmic,
     "audioset_hdf5": write_audioset,
     "shards": write_corpus,
+    "tau": write_tau,
 }
 
 
 def clips_of(source: Source) -> dict[str, tuple]:
     catalog = source.catalog
     return {
-        key: (source[i], catalog.splits[i] if catalog.splits else "", catalog.folds[i] if catalog.folds else 0)
+        key: (source[i], *(column[i] for column in (catalog.splits, catalog.folds, catalog.groups) if column))
         for i, key in enumerate(source.keys)
     }
 

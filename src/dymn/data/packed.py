@@ -4,7 +4,8 @@ Shards are tar files (WebDataset) with an index, so that opening them is fast fo
 
 A folder of them holds
 
-- NAME-000000.tar and so on: for each clip its audio, and a JSON object with its name, labels, split and fold;
+- NAME-000000.tar and so on: for each clip its audio, and a JSON object with its name, labels, split, fold and
+  group (recording device);
 - clips.npz: the same of all clips as columns, and where in which shard each lies, in the order in which shards are
   read;
 - index.json: the shards with clips, bytes and SHA-256, classes, kind of task, and where all came from. It is written
@@ -14,7 +15,7 @@ A folder of them holds
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dymn.system.files import atomic_write, digest_of, open_regular, read_bounde
 FORMAT = "dymn-shards/1"
 INDEX_FILE, COLUMNS_FILE, WORK_FOLDER = "index.json", "clips.npz", ".packing"
 MAX_INDEX = 2**26
-CLIP_FIELDS = frozenset(("key", "labels", "probabilities", "annotated", "split", "fold", "seconds"))
+CLIP_FIELDS = frozenset(("key", "labels", "probabilities", "annotated", "split", "fold", "group", "seconds"))
 """The fields of the JSON object next to a clip; all objects have `key` and `seconds`."""
 
 
@@ -113,7 +114,7 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
             )
     arrays = _columns(columns, index)
     try:
-        places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))
+        places, keys = arrays["places"].astype(np.int64), _parted(arrays["keys"])
         if places.shape != (len(keys), 3) or _misplaced(places, index.shards):
             raise ValueError("clips are not within their shards")
         splits = ("", *SPLITS)
@@ -124,6 +125,7 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
             masks=arrays.get("masks"),
             splits=tuple(splits[number] for number in arrays["splits"].tolist()) if "splits" in arrays else (),
             folds=tuple(arrays["folds"].tolist()) if "folds" in arrays else (),
+            groups=_groups(arrays),
             packed=arrays["targets"].dtype == np.uint8,
             task=index.task,
         )
@@ -164,13 +166,17 @@ def write_index(
     splits = ("", *SPLITS)
     arrays: dict[str, Any] = {
         "places": places,
-        "keys": np.frombuffer("\0".join(catalog.keys).encode(), dtype=np.uint8),
+        "keys": _joined(catalog.keys),
         "targets": pack_targets(catalog),
     }
     if catalog.masks is not None:
         arrays["masks"] = catalog.mask_rows(slice(None)).astype(np.uint8)
     if catalog.splits:
         arrays["splits"] = np.array([splits.index(name) for name in catalog.splits], dtype=np.uint8)
+    if catalog.groups:
+        names, numbers = np.unique(catalog.groups, return_inverse=True)
+        arrays["groups"] = numbers.astype(np.int32)
+        arrays["group_names"] = _joined(names.tolist())
     if catalog.folds:
         arrays["folds"] = np.array(catalog.folds, dtype=np.int32)
     if fingerprints is not None:
@@ -181,6 +187,22 @@ def write_index(
         columns = {"file": COLUMNS_FILE, "sha256": digest_of(file), "names": sorted(arrays)}
     with atomic_write(root / INDEX_FILE) as file:
         file.write(json.dumps({"format": FORMAT, **values, "columns": columns}, indent=1, ensure_ascii=False).encode())
+
+
+def _joined(names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    return np.frombuffer("\0".join(names).encode(), dtype=np.uint8)
+
+
+def _parted(names: npt.NDArray[Any]) -> tuple[str, ...]:
+    return tuple(names.tobytes().decode().split("\0"))
+
+
+def _groups(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    """Return the group of each clip; none if there are none, as in indexes of earlier versions."""
+    if "groups" not in arrays:
+        return ()
+    names = _parted(arrays["group_names"])
+    return tuple(names[number] for number in arrays["groups"].tolist())
 
 
 def pack_targets(catalog: Catalog) -> npt.NDArray[Any]:

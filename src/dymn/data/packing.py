@@ -288,7 +288,7 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
 
 
 def described(source: Source, i: int) -> dict[str, Any]:
-    """Return the JSON object next to a clip: its name, labels (or their probabilities), split and fold."""
+    """Return the JSON object next to a clip: its name, labels (or their probabilities), split, fold and group."""
     row = slice(i, i + 1)
     target, mask, catalog = source.catalog.target_rows(row)[0], source.catalog.mask_rows(row)[0], source.catalog
     about: dict[str, Any] = {"key": source.keys[i]}
@@ -302,6 +302,8 @@ def described(source: Source, i: int) -> dict[str, Any]:
         about["split"] = catalog.splits[i]
     if catalog.folds:
         about["fold"] = catalog.folds[i]
+    if catalog.groups:
+        about["group"] = catalog.groups[i]
     return about
 
 

@@ -199,7 +199,9 @@ def test_labels_of_all_kinds(model, tmp_path):
 
 def test_bad_clips_are_left_out_and_too_many_are_an_error(model, tmp_path):
     clips = write_clips(tmp_path / "one", 20, bad=1)
-    document = json.loads(run(clips, "-m", model, "-l", "mels", "-f", "json", "--workers", 0).stdout)
+    done = run(clips, "-m", model, "-l", "mels", "-f", "json", "--workers", 0)
+    assert done.exit_code == 1 and "dymn: low/bad0.wav: " in done.stderr
+    document = json.loads(done.stdout)
     assert document["clips"] == 20 and list(document["bad"]) == ["low/bad0.wav"]
     assert "left out   1 clips" in run(clips, "-m", model, "-l", "mels").stdout
     refused = run(write_clips(tmp_path / "many", 20, bad=3), "-m", model, "-l", "mels")

@@ -23,7 +23,7 @@ from dymn.commands.options import (
 )
 from dymn.commands.output import aligned
 from dymn.commands.recordings import load_tagger
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, visible
 from dymn.system.files import json_values
 
 if TYPE_CHECKING:
@@ -131,8 +131,12 @@ def probe(
             f"{FEW_CLIPS} or more.",
             quiet,
         )
+    for key, reason in found.bad.items():
+        typer.echo(f"dymn: {visible(key)}: {visible(reason)}", err=True)
     name = tagger.card.name or str(model)
     typer.echo(as_json(found, embedder, name, data) if format == "json" else as_table(found, embedder, name))
+    if found.bad:
+        raise typer.Exit(1)
 
 
 def as_table(found: Probed, embedder: Embedder, model: str) -> str:

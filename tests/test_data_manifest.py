@@ -82,6 +82,12 @@ def test_spellings_of_a_path_are_one_clip(folder, other):
         manifest(folder, [["path", "label", "split"], ["a.wav", "dog", "train"], [other, "dog", "val"]])
 
 
+def test_clips_without_a_split_are_counted(folder, caplog):
+    rows = [["path", "label", "split"], ["a.wav", "dog", "train"], ["b.wav", "dog", ""], ["c.wav", "cat", " "]]
+    assert len(manifest(folder, rows, split="train")) == 1
+    assert "2 of 3 clips have no split; no split contains them." in caplog.text
+
+
 def test_soft_labels(folder):
     source = manifest(folder, [["path", "labels"], ["a.wav", "dog:0.7;cat:0.25"], ["b.wav", "dog:1"], ["c.wav", ""]])
     assert source.labels == ("cat", "dog") and source.targets == pytest.approx(np.array([[0.25, 0.7], [0, 1], [0, 0]]))

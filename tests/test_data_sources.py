@@ -455,6 +455,21 @@ def test_errors_of_open_source(tmp_path):
         open_source("folder", tmp_path)[1]
 
 
+def test_folders_without_recordings_are_named(tmp_path, caplog):
+    for split in ("train", "test"):
+        write_audio(tmp_path / "split" / split / "dog" / "1.wav")
+    write_audio(tmp_path / "plain" / "dog" / "deep" / "1.wav")
+    assert open_source("folder", tmp_path / "plain").labels == open_source("folder", tmp_path / "split").labels
+    assert not caplog.text
+    for name in ("plain/bell", "plain/.hidden", "split/test/bell", "split/val"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "plain" / "bell" / "notes.txt").touch()
+    for root, named in (("plain", "bell"), ("split", "test/bell, val")):
+        caplog.clear()
+        open_source("folder", tmp_path / root)
+        assert f"folders without recordings, which are not used: {named}." in caplog.text
+
+
 def test_tasks_are_complete():
     for name, task in TASKS.items():
         assert task.loss in ("bce", "ce") and task.metric in ("mAP", "accuracy") and task.seconds > 0, name

@@ -6,6 +6,7 @@ on training that dymn does not support are rejected.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -23,6 +24,8 @@ from dymn.data.readers import csv_rows, multi_hot, number, split_name
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
 from dymn.weights.labels import audioset_labels
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t")
@@ -97,6 +100,8 @@ def read_csv(
         entry = _entry(row, path, targets, columns, folder, manifest)
         entries[entry.key] = _joined(entries[entry.key], entry, manifest) if entry.key in entries else entry
     clips = list(entries.values())
+    if columns.split is not None and (without := sum(not clip.split for clip in clips)):
+        logger.warning("%s: %d of %d clips have no split; no split contains them.", manifest, without, len(clips))
     classes = tuple(labels) if labels is not None else tuple(sorted({name for clip in clips for name in clip.targets}))
     return Catalog(
         keys=tuple(clip.key for clip in clips),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
 from dymn.system.arrays import Floats
 from dymn.system.files import open_regular, read_bounded
+from dymn.weights.format import shorten
+
+logger = logging.getLogger(__name__)
 
 MAX_TABLE = 2**28
 """The most bytes of a table; one of AudioSet's two million clips takes a third of it."""
@@ -34,13 +38,15 @@ SPLIT_NAMES = {
 def read_folder(root: Path) -> tuple[Catalog, Store]:
     """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…` with splits named as in `SPLIT_NAMES`.
 
+    A warning names folders of classes without recordings.
+
     Raises:
         DataError: if there is no folder or no class, if a recording is not in the folder of a class, or if there are
             both splits and other folders.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.")
-    if not any(child.is_dir() and not child.name.startswith(".") for child in root.iterdir()):
+    if not _folders(root):
         raise DataError(
             f"{root} contains no folders. Put the clips of each class into a folder with the name of the class."
         )
@@ -51,6 +57,8 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
     lost = [key for key, part in zip(keys, parts, strict=True) if len(part) < depth + 2]
     if lost:
         raise DataError(f"{root / lost[0]} is not in the folder of a class.")
+    if empty := _empty_folders(root, depth, {tuple(part[: depth + 1]) for part in parts}):
+        logger.warning("%s contains folders without recordings, which are not used: %s.", root, shorten(empty))
     classes = [part[depth] for part in parts]
     labels = tuple(sorted(set(classes)))
     return Catalog(
@@ -59,6 +67,22 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
         targets=multi_hot([[name] for name in classes], labels, root),
         splits=tuple(split_name(part[0], root) for part in parts) if depth else (),
     ), FileStore(paths)
+
+
+def _empty_folders(root: Path, depth: int, full: set[tuple[str, ...]]) -> list[str]:
+    """Return the folders of classes, or of splits without classes (`depth` 1), that are not among those with clips."""
+    folders = _folders(root)
+    if depth:
+        folders = [below for folder in folders for below in _folders(folder) or [folder]]
+    names = [folder.relative_to(root) for folder in folders]
+    return [name.as_posix() for name in names if name.parts not in full]
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError:  # a warning was logged when it was searched
+        return []
 
 
 def _are_splits(names: set[str], root: Path) -> bool:

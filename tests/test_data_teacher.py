@@ -18,6 +18,7 @@ from dymn.data.pickles import read_index
 from dymn.data.stores import FileStore
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, WeightsError
+from dymn.evaluation.teachers import OnlineTeachers
 from dymn.models.mobilenet import create_model
 from dymn.training.inputs import Inputs, check_table
 from dymn.training.settings import parse
@@ -121,6 +122,25 @@ def test_teach_goes_on_after_an_interruption(manifest, models, tmp_path):
     seen = []
     table = run(source, models[:1], out, progress=lambda done, _: seen.append(done))
     assert seen == [6] and (table.logits == whole.logits).all() and (table.fingerprints == whole.fingerprints).all()
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "state"])
+def test_teach_starts_anew_if_files_of_an_interrupted_run_are_damaged(manifest, models, tmp_path, caplog, damage):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    source, out = source_of(manifest), tmp_path / "t.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(source, models[:1], out, progress=kill)
+    part = tmp_path / "t.safetensors.part"
+    if damage == "missing":
+        (part / "logits").unlink()
+    elif damage == "short":
+        (part / "keys").write_bytes(b"\n" * (part / "keys").stat().st_size)
+    else:
+        (part / "state.json").write_text("[]")
+    assert len(run(source, models[:1], out)) == N
+    assert "is incomplete; starting over" in caplog.text
 
 
 def test_teach_starts_anew_for_another_model(manifest, models, tmp_path, caplog):
@@ -443,8 +463,16 @@ def test_pickles_are_not_executed(tmp_path):
 def test_models_of_an_ensemble_must_agree(manifest, models, tmp_path):
     with pytest.raises(ConfigError, match="at least one"):
         run(source_of(manifest), [], tmp_path / "t.safetensors")
-    with pytest.raises(ConfigError, match="differ in classes"):
+    with pytest.raises(ConfigError, match="differ in their classes"):
         run(source_of(manifest), [models[0], create_model("mn04", num_classes=4)], tmp_path / "t.safetensors")
+    softmax = create_model("mn04", num_classes=3)
+    softmax.card = dataclasses.replace(softmax.card, exclusive=True)
+    for teach_with in (
+        lambda pair: run(source_of(manifest), pair, tmp_path / "t.safetensors"),
+        lambda pair: OnlineTeachers(pair, models[1], torch.device("cpu")),
+    ):
+        with pytest.raises(ConfigError, match=r"exclusive (classes )?\(a softmax\)"):
+            teach_with([models[0], softmax])
     with pytest.raises(ConfigError, match="16000 Hz"):
         run(open_source("csv", manifest, labels=LABELS, sample_rate=16_000), models, tmp_path / "t.safetensors")
 

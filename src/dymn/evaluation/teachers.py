@@ -29,7 +29,7 @@ class OnlineTeachers:
     CPU, the ensemble contains copies of the current weights.
 
     Raises:
-        ConfigError: if a model has another front end or lacks a class.
+        ConfigError: if a model has another front end or lacks a class, or only some have exclusive classes.
     """
 
     def __init__(
@@ -50,6 +50,10 @@ class OnlineTeachers:
                     f"The teacher {name} lacks {len(missing)} of the dataset's {len(student.card.labels)} classes, "
                     f"such as {missing[0]!r}. Use a teacher that has all."
                 )
+        if len({model.card.exclusive for model in networks}) > 1:
+            raise ConfigError(
+                "Only some of the teachers have exclusive classes (a softmax); their logits cannot be averaged."
+            )
         self._columns = [_columns(model.card.labels, student.card.labels) for model in networks]
         shown = 1 if blocks else 0
         self._shown = [_with_blocks(model, device) for model in networks[:shown]]

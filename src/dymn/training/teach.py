@@ -54,7 +54,7 @@ class Ensemble:
             device: where they run.
 
         Raises:
-            ConfigError: if there are none, or their classes or sample rates differ.
+            ConfigError: if there are none, or their classes, their kind (softmax or sigmoid) or sample rates differ.
         """
         if not models:
             raise ConfigError("A teacher needs at least one model.")
@@ -64,10 +64,11 @@ class Ensemble:
         self.labels, self.sample_rate = tuple(first.labels), first.front_end.sample_rate
         for teacher in self.teachers[1:]:
             card = teacher.model.card
-            if tuple(card.labels) != self.labels or card.front_end.sample_rate != self.sample_rate:
+            own = tuple(card.labels), card.exclusive, card.front_end.sample_rate
+            if own != (self.labels, first.exclusive, self.sample_rate):
                 raise ConfigError(
-                    f"{teacher.name} and {self.teachers[0].name} differ in classes or sample rate; they must be "
-                    "equal in an ensemble."
+                    f"{teacher.name} and {self.teachers[0].name} differ in their classes, in whether these are "
+                    "exclusive (a softmax), or in sample rate; they must be equal in an ensemble."
                 )
 
     @property
@@ -213,22 +214,33 @@ class _Part:
             return
         for name, size in self._sizes(state).items():
             os.truncate(folder / name, size)
-        self.keys = [json.loads(line) for line in (folder / "keys").read_text(encoding="utf-8").splitlines()]
+        self.keys = self._keys(state)
         self.done, self.bad, self.longer = state["done"], state["bad"], int(state.get("longer", 0))
         logger.info("Resuming after %d clips.", self.done)
 
     def _state(self) -> dict[str, Any] | None:
+        """Return what was done, or None to start over, with a warning if there is something that cannot be used."""
+        if not (self.folder / "state.json").exists():
+            return None
         try:
             state: dict[str, Any] = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        if state["identity"] != self.identity:
-            logger.warning("%s belongs to another dataset, other models or other settings; starting over.", self.folder)
-            return None
-        if any((self.folder / name).stat().st_size < size for name, size in self._sizes(state).items()):
-            logger.warning("%s is incomplete; starting over.", self.folder)
-            return None
-        return state
+            if state["identity"] != self.identity:
+                logger.warning(
+                    "%s belongs to another dataset, other models or other settings; starting over.", self.folder
+                )
+                return None
+            sizes = self._sizes(state)
+            whole = all((self.folder / name).stat().st_size >= size for name, size in sizes.items())
+            if whole and len(self._keys(state)) == int(state["kept"]):
+                return state
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        logger.warning("%s is incomplete; starting over.", self.folder)
+        return None
+
+    def _keys(self, state: dict[str, Any]) -> list[str]:
+        content = (self.folder / "keys").read_bytes()[: int(state["key_bytes"])]
+        return [json.loads(line) for line in content.decode().splitlines()]
 
     def _sizes(self, state: dict[str, Any]) -> dict[str, int]:
         kept = int(state["kept"])

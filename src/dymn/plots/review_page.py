@@ -18,9 +18,9 @@ PLAYED_RATE = 16_000
 """The sample rate of the sound in the page, in Hz: half a minute of listening takes a megabyte."""
 COLUMNS = 250
 
-Question: TypeAlias = tuple[str, float, float, str, float, float]
+PageQuestion: TypeAlias = tuple[str, float, float, str, float, float]
 """Path, start and end in seconds, label, score and threshold, as in `dymn.fitting.review.Doubt`."""
-Q = TypeVar("Q", bound=Question)
+Q = TypeVar("Q", bound=PageQuestion)
 
 
 def save_review(
@@ -56,7 +56,7 @@ def save_review(
     return asked, errors
 
 
-def _shown(question: Question, front_end: FrontEndConfig) -> dict[str, Any]:
+def _shown(question: PageQuestion, front_end: FrontEndConfig) -> dict[str, Any]:
     path, start, end, label, score, threshold = question
     samples = passage(path, start, end, front_end.sample_rate)
     log_mel = array_log_mel(front_end)(samples)[0]

@@ -25,7 +25,7 @@ from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import create_model
 from dymn.runtime.ensemble import EnsembleBackend
 from dymn.runtime.opening import open_backend
-from dymn.weights.ensembles import ENSEMBLES, members
+from dymn.weights.ensembles import COMMANDS, ENSEMBLES, members
 from dymn.weights.registry import REGISTRY, unknown_model
 from tiny_runs import write_clips
 
@@ -332,3 +332,43 @@ def test_an_ensemble_on_the_command_line(tmp_path):
     assert [json.loads(text)["model"] for text in said] == ["m0+m1", "m0+m1", "m0"]
     words = ["--data", str(tmp_path / "clips"), "--format", "json"]
     assert CliRunner().invoke(app, ["evaluate", *paths, *words]).exit_code == 0
+    write_clips(tmp_path / "unsplit", 12)
+    probed = run("probe", tmp_path / "unsplit", "--model", *paths, "--format", "json", "--folds", 2)
+    assert json.loads(probed.stdout)["model"] == "m0+m1"
+    page = tmp_path / "page.html"
+    assert "1 question" in run("review", *paths, clip, "--output", page).stderr
+
+
+def test_an_index_of_an_ensemble(pair, tmp_path):
+    pytest.importorskip("usearch", reason="USearch is not installed (dymn[search])")
+    _, paths, clip = pair
+    run("index", clip, "--model", *paths, "--window", 1, "--output", tmp_path / "index")
+    found = json.loads(run("search", clip, "--index", tmp_path / "index", "--model", *paths, "-f", "json").stdout)
+    assert found["model"] == "+".join(paths) and len(found["results"]) == 3
+
+
+def test_the_list_of_commands_with_ensembles_is_that_of_the_help():
+    from typer.main import get_command
+
+    commands = get_command(app).commands
+    texts = {name: str([getattr(one, "help", "") for one in command.params]) for name, command in commands.items()}
+    assert {name for name, text in texts.items() if "A+B is an ensemble" in text} <= set(COMMANDS) <= set(commands)
+    assert all(name in str(unknown_model("a+b")) for name in COMMANDS)
+
+
+def test_commands_that_need_one_network_refuse_an_ensemble(pair, tmp_path):
+    names, paths, clip = pair
+    write_clips(tmp_path / "clips", 4)
+    for words in (
+        ("explain", clip, "--model", names),
+        ("fit", tmp_path / "clips", "--model", names, "--output", tmp_path / "x.safetensors"),
+    ):
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 2 and "is an ensemble of models, which only dymn tag, events, embed" in done.stderr, (
+            done.output
+        )
+        twice = CliRunner().invoke(app, [str(word) for word in (*words, "--model", paths[0])])
+        assert "--model is given 2 times. Give it once." in twice.stderr
+    words = ("embed", clip, "--model", names, "--layer", "block3", "--output", tmp_path / "x.npy")
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 2 and "m0+m1 is an ensemble, which has no layers other than last" in done.stderr

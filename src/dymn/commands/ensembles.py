@@ -6,9 +6,6 @@ import os
 import re
 from typing import Any
 
-WITH_ENSEMBLES = ("tag", "embed", "events", "listen", "serve", "evaluate", "export")
-"""Commands whose model can be an ensemble."""
-
 
 def with_ensembles(words: list[str], is_positional: bool) -> list[str]:
     """Return words in which the models of an ensemble are joined: `--model A+B` for `--model A B`, up to a `--`.

@@ -10,8 +10,8 @@ import typer
 from dymn.commands.options import (
     PICTURES,
     Device,
-    Model,
     Quiet,
+    SingleModel,
     Threads,
     check_ending,
     file_option,
@@ -28,7 +28,7 @@ ENDINGS = (*PICTURES, ".html", ".npz")
 
 def explain(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording; - is standard input.")],
-    model: Model = None,
+    model: SingleModel = None,
     output: Annotated[
         list[Path] | None,
         file_option(
@@ -58,8 +58,12 @@ def explain(
     Example: `dymn explain street.wav --model dymn04_open --output street.html`.
     """
     from dymn.audio.reading import probe
+    from dymn.weights.ensembles import members
+    from dymn.weights.registry import unknown_model
 
     hush(quiet)
+    if model is not None and len(members(model)) > 1:
+        raise unknown_model(model)
     outputs = output or [Path(f"{Path(file).stem if file != '-' else 'recording'}-explained.png")]
     for path in outputs:
         check_output(path, file)

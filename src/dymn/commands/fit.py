@@ -71,7 +71,7 @@ def fit(
         ),
     ],
     output: Annotated[Path, output_option("The checkpoint to write, a .safetensors file.", None)],
-    model: options.Model = None,
+    model: options.SingleModel = None,
     layer: Annotated[
         str,
         typer.Option(

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from dymn.commands.ensembles import WITH_ENSEMBLES, is_argument, with_ensembles
+from dymn.commands.ensembles import is_argument, with_ensembles
 from dymn.commands.imports import import_module
 from dymn.commands.wrong_use import plainly
 from dymn.errors import ConfigError
+from dymn.weights.ensembles import COMMANDS
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
 
@@ -41,7 +42,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
         words = list(respelled(args, OLDER.get(self.name or "", {})))
-        if self.name in WITH_ENSEMBLES:
+        if self.name in COMMANDS:
             words = with_ensembles(words, any(one.name == "model" for one in self.params if is_argument(one)))
         try:
             self._check_models(ctx, words)
@@ -56,7 +57,8 @@ class Command(TyperCommand):
         _, _, order = self.make_parser(ctx).parse_args(args=list(words))
         given = [one for one in order if one.name == "model" and not (is_argument(one) or one.multiple)]
         if len(given) > 1:
-            raise ConfigError(f"--model is given {len(given)} times. Give it once; for an ensemble, write --model A B.")
+            ensemble = "; for an ensemble, write --model A B" if self.name in COMMANDS else ""
+            raise ConfigError(f"--model is given {len(given)} times. Give it once{ensemble}.")
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whether warnings are shown is then as before.
@@ -193,14 +195,18 @@ Paths = Annotated[
         show_default=False,
     ),
 ]
+_NAMED = "The name of a model with weights (`dymn models` lists them), or a file or folder that contains one."
+_DEFAULT = (
+    "The default is dymn10_as if it is in the cache or can be downloaded, otherwise dymn04_open, which is included in "
+    "dymn."
+)
 Model = Annotated[
     str | None,
     model_option(
-        "The name of a model with weights (`dymn models` lists them), or a file or folder that contains one. "
-        "A+B is an ensemble of models; mn40_ensemble is the published ensemble of nine (49.8 mAP). The default is "
-        "dymn10_as if it is in the cache or can be downloaded, otherwise dymn04_open, which is included in dymn."
+        f"{_NAMED} A+B is an ensemble of models; mn40_ensemble is the published ensemble of nine (49.8 mAP). {_DEFAULT}"
     ),
 ]
+SingleModel = Annotated[str | None, model_option(f"{_NAMED} {_DEFAULT}")]
 Labels = Annotated[
     list[str] | None,
     typer.Option(

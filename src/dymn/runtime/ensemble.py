@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dymn.audio.windows import Filled
 from dymn.config import check
+from dymn.errors import ConfigError
 from dymn.runtime.backend import Backend, BackendOutput, FrameOutput, O
 from dymn.runtime.scores import Scores, probabilities
 from dymn.system.arrays import Floats
 from dymn.weights.ensembles import joint_card
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
 
 NEAR_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # a probability of 1 counts as this one, a logit of 16.6
 
@@ -59,6 +64,13 @@ class EnsembleBackend(Backend):
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
         """Return what `run` does and the probabilities of each frame; see `Backend.frame_run`."""
         return self._joined([member.frame_run(self._features(member, features), smoothing) for member in self.members])
+
+    def network(self) -> MobileNet:
+        """Raise a `ConfigError`: there are several."""
+        raise ConfigError(
+            f"{self.card.name} is an ensemble, which has no layers other than last. Give a single model, or only the "
+            "layer last."
+        )
 
     def _same_windows(self) -> float | None:
         """Return the `frame_seconds` of the networks, or raise a `ConfigError` if they differ."""

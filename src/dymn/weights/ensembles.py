@@ -12,6 +12,10 @@ ENSEMBLES = {
     "mn40_ensemble": tuple(f"mn40_as{kind}{run}" for kind in ("", "_ext", "_no_im_pre") for run in ("", "_2", "_3"))
 }
 """The published ensemble: nine networks of 68 M parameters, 49.8 mAP together."""
+COMMANDS = (
+    "tag", "events", "embed", "index", "search", "probe", "review", "listen", "serve", "evaluate", "export",
+)  # fmt: skip
+"""The commands whose model can be an ensemble."""
 
 
 def members(name: str) -> tuple[str, ...]:

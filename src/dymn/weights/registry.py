@@ -16,7 +16,7 @@ from typing import Any
 
 from dymn.config import FrontEndConfig
 from dymn.errors import UnknownModelError
-from dymn.weights.ensembles import members
+from dymn.weights.ensembles import COMMANDS, members
 
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
@@ -305,9 +305,10 @@ def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownMode
     `architectures` are proposed too, where they are allowed.
     """
     if len(members(name)) > 1:
+        *commands, last = COMMANDS
         return UnknownModelError(
-            f"{name} is an ensemble of models, which only dymn tag, events, embed, listen, serve, evaluate and "
-            "export support. Give a single model."
+            f"{name} is an ensemble of models, which only dymn {', '.join(commands)} and {last} support. Give a single "
+            "model."
         )
     if Path(name).suffix in WEIGHTS_ENDINGS:
         return UnknownModelError(

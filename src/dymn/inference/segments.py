@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dymn.audio.notes import SLACK_SECONDS
 from dymn.audio.stored import StoredAudio, StoredBlock, stored
 from dymn.errors import AudioError, ConfigError
 from dymn.inference.formats.layout import Span
@@ -26,6 +25,8 @@ from dymn.system.files import atomic_write, csv_text
 LONGEST = 160
 """The most bytes of a label or a recording's name in the name of a file, which has at most 255 on most systems."""
 INDEX, UNFINISHED = "index.csv", ".index.csv.part"
+SHORTEST = 0.01
+"""A rest of at most so many seconds after a change of the sample rate is left out; times are rounded to samples."""
 COLUMNS = (
     "path",
     "label",
@@ -163,16 +164,12 @@ class _Writer:
 
         self.segment, self.written = segment, 0
         self.rate, self.channels, self.begin = block.rate, block.samples.shape[1], block.begin
-        self.first, self.last = block.range(segment.span.start, segment.span.end)
+        first, self.last = block.range(segment.span.start, segment.span.end)
+        self.first = max(0, first)
         self._stack = ExitStack()
         file = self._stack.enter_context(atomic_write(path))
         kind = {"format": sound.container, "subtype": sound.subtype}
         self._sound: Any = soundfile.SoundFile(file, "w", self.rate, self.channels, **kind)
-
-    @property
-    def missing(self) -> float:
-        """The seconds that have not been written."""
-        return (self.last - self.first - self.written) / self.rate
 
     def write(self, block: StoredBlock) -> None:
         """Write what belongs to the segment of a block of the same rate and channels."""
@@ -189,15 +186,13 @@ class _Writer:
 def _cut(
     sound: StoredAudio, folder: Path, segments: Sequence[FoundSegment], name: Callable[[FoundSegment, str], str]
 ) -> Iterator[list[str]]:
-    """Cut segments of one recording in one pass, and yield the row of the index of each that is complete.
+    """Cut segments of one recording in one pass, and yield the row of the index of each file that is complete.
 
-    Raises:
-        AudioError: if the recording cannot be read; and at the end, if segments end early because its sample rate or
-            the number of its channels changes in them.
+    Where the sample rate of the recording or the number of its channels changes, a segment continues in another file.
     """
     waiting = sorted(segments, key=lambda one: (one.span.start, one.span.end), reverse=True)
     writers: dict[str, _Writer] = {}
-    begin, changes, n_short = 0.0, list[str](), 0
+    begin = 0.0
 
     def closed(paths: list[str]) -> Iterator[list[str]]:
         for path in paths:
@@ -211,9 +206,8 @@ def _cut(
     try:
         for block in sound.blocks([(one.span.start, one.span.end) for one in segments]):
             if block.begin != begin:
-                begin, short = block.begin, sum(writer.missing > SLACK_SECONDS for writer in writers.values())
-                n_short += short
-                changes += [f"{begin:.2f} s"] if short else []
+                begin = block.begin
+                waiting += [one.segment for one in writers.values() if one.segment.span.end > begin + SHORTEST]
                 yield from closed(list(writers))
             while waiting and block.range(waiting[-1].span.start, math.inf)[0] < block.end:
                 segment = waiting.pop()
@@ -228,11 +222,6 @@ def _cut(
             with contextlib.suppress(BaseException):
                 writer.close(error)
         raise
-    if n_short:
-        raise AudioError(
-            f"{sound.name}: its sample rate or its channels change at {', '.join(changes)}; number of segments that "
-            f"end early there: {n_short}. To keep them whole, convert it first: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
-        )
 
 
 def _path(segment: FoundSegment) -> str:

@@ -32,7 +32,8 @@ from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
 from dymn.audio import reading
-from dymn.config import ModelCard
+from dymn.config import ModelCard, check
+from dymn.errors import ConfigError
 from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
 from dymn.serve.assets import find_assets
@@ -504,6 +505,29 @@ def wait_until_ready(address):
                 return
         time.sleep(0.1)
     raise AssertionError("the server did not get ready")
+
+
+def test_a_model_with_windows_of_one_length_is_served_and_an_impossible_one_is_an_error(stub):
+    """As ONNX files of a fixed length, and those that take spectrograms."""
+
+    class Fixed(Stub):
+        seconds = 1.0
+
+        def scores(self, waveforms):
+            check(waveforms.shape[1] == self.sample_rate, "The file expects windows of 1 s.")
+            return super().scores(waveforms)
+
+    class Spectrograms(Stub):
+        def scores(self, waveforms):
+            raise ConfigError("This file expects log-mel spectrograms.")
+
+    with TestClient(create_app({"stub": Tagger(Fixed())})) as one:
+        assert one.post("/v1/tag?window=1", content=wav()).status_code == 200
+        assert code(one.post("/v1/tag", content=wav())) == "setting"
+    with pytest.raises(ConfigError, match="log-mel"):
+        create_app({"stub": Tagger(Spectrograms())})
+    with pytest.raises(ConfigError, match=r"windows of 1\.0 s only"):
+        create_app({"stub": Tagger(Fixed())}, ServeSettings(max_window=0.5))
 
 
 def test_accepted_requests_are_answered_when_the_server_is_told_to_end():

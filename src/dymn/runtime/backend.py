@@ -57,6 +57,7 @@ class Backend(ABC):
         embedding_size: number of values of an embedding, D.
         is_cpu: whether the network is computed on the CPU.
         precision: the number format of the network's arithmetic, such as "float32".
+        seconds: the only length of windows on which `run` can be called; None for any.
         frame_seconds: for a frame-wise network, the length of the windows on which `frame_run` must be called; None for
             other networks.
     """
@@ -65,6 +66,7 @@ class Backend(ABC):
     embedding_size: int
     is_cpu: bool = True
     precision: str = "float32"
+    seconds: float | None = None
     frame_seconds: float | None = None
 
     @property

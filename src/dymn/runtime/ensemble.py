@@ -44,6 +44,7 @@ class EnsembleBackend(Backend):
         self.is_cpu = all(member.is_cpu for member in members)
         self.precision = first.precision
         self.frame_seconds = self._same_windows()
+        self.seconds = next((member.seconds for member in members if member.seconds is not None), None)
         self._shares = all((type(m), m.front_end) == (type(first), first.front_end) for m in members)
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:

@@ -98,7 +98,7 @@ class OnnxBackend(Backend):
             self.exported_from = str(card.provenance.get("sha256", ""))
             self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": digest})
             self.input = str(described["input"])
-            self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
+            self.seconds = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
             check(self.seconds is None or 0 < self.seconds <= 3600, "its length is not valid")
             self._frame_samples: int | None = described.get("frame_samples")

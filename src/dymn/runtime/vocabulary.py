@@ -139,6 +139,7 @@ class Relabelled(Backend):
         self.card = replace(backend.card, labels=tuple(members), provenance=provenance)
         self.embedding_size, self.is_cpu, self.precision = backend.embedding_size, backend.is_cpu, backend.precision
         self.frame_seconds = backend.frame_seconds
+        self.seconds = backend.seconds
 
     def at(self, threshold: ThresholdOrName) -> Relabelled:
         """Return a backend with these labels and scores for a threshold; always the same one, so that batches form.

@@ -18,7 +18,7 @@ import numpy as np
 
 from dymn import __version__
 from dymn.audio import reading
-from dymn.config import to_dict
+from dymn.config import check, to_dict
 from dymn.errors import AudioError
 from dymn.inference.files import tag_files
 from dymn.inference.formats.origin import Origin
@@ -35,6 +35,7 @@ from dymn.serve.errors import Refusal, refusal
 from dymn.serve.metrics import Metrics
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import Arrival, Upload
+from dymn.system.arrays import Floats
 
 if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
@@ -82,11 +83,21 @@ class Service:
         Args:
             taggers: by the names under which they are served, the default one first.
             settings: the limits.
+
+        Raises:
+            ConfigError: if a model cannot compute windows of recordings, or only longer ones than the limit.
         """
         self.settings = settings or ServeSettings()
         self.metrics = Metrics()
         self.ready = False
         self._backends: dict[str, Backend] = {name: tagger.backend for name, tagger in taggers.items()}
+        for name, backend in self._backends.items():
+            check(
+                (backend.seconds or 0) <= self.settings.max_window,
+                f"The model {name} takes windows of {backend.seconds} s only; the server allows at most "
+                f"{self.settings.max_window:g} s. Export it with --dynamic-time.",
+            )
+            backend.run(_silence(backend))  # an error before the server starts, if this model cannot be served
         self._with_layers: dict[tuple[Backend, tuple[str, ...]], Backend] = {}
         self._layered_lock = threading.Lock()
         first = next(iter(self._backends.values()))
@@ -128,8 +139,7 @@ class Service:
         first.entered_workers()
         self._batcher.start()
         for backend in self._backends.values():
-            silence = np.zeros((1, 10 * backend.sample_rate), np.float32)
-            self._batcher(backend.run, backend.waveform_features(silence), Deadline(600))
+            self._batcher(backend.run, _silence(backend), Deadline(600))
         self.ready = True
 
     def close(self) -> None:
@@ -313,3 +323,8 @@ class Service:
     def live_backend(self, model: str, deadline: Deadline, threshold: ThresholdOrName = 0.0) -> Backend:
         """Return a model for a live connection."""
         return BatchedBackend(self.backend(model, threshold), self._batcher, deadline)
+
+
+def _silence(backend: Backend) -> Floats:
+    """Return a silent window as the input of `run`, [1, ...], of 10 s unless the model requires another length."""
+    return backend.waveform_features(np.zeros((1, round((backend.seconds or 10) * backend.sample_rate)), np.float32))

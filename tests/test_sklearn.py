@@ -94,6 +94,18 @@ def test_recordings_of_every_kind_are_the_same(network, model, clips, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "uint8"])
+def test_integer_samples_are_scaled_whatever_their_lengths(model, kind):
+    """As an array, as a list of equal lengths, and as one of unequal lengths."""
+    bits = 8 * np.dtype(kind).itemsize
+    floats = np.random.default_rng(0).uniform(-0.9, 0.9, (2, 800)).astype(np.float32)
+    integers = (np.round(floats * 2 ** (bits - 1)) + (128 if kind == "uint8" else 0)).astype(kind)
+    expected = EmbeddingTransformer(model, "mels").fit_transform([floats[0], floats[1]])
+    for given in (integers, list(integers), [integers[0], integers[1][:-1]]):
+        found = EmbeddingTransformer(model, "mels").fit_transform(given)
+        np.testing.assert_allclose(found[0], expected[0], atol=0.05 if bits == 8 else 1e-3)
+
+
 def test_waveforms_of_another_rate_are_resampled(model):
     clip = np.random.default_rng(0).normal(0, 0.1, 4000)
     slow, fast = (EmbeddingTransformer(model, sample_rate=rate).fit_transform([clip]) for rate in (RATE, 2 * RATE))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.samples import to_float32
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.inference.embedding import Embedder, EmbedSettings
 from dymn.inference.windows import raising, source_name
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbeddingTransformer"]
 
+_INTEGERS = (np.uint8, np.int8, np.int16, np.int32)
+"""The types of integer samples, whose full scale is known."""
+
 
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turns recordings into embeddings.
 
-    The input is a list of paths or waveforms, or an array [n, N] of waveforms; the output is an array [n, D].
+    The input is a list of paths or waveforms, or an array [n, N] of waveforms; the output is an array [n, D]. Samples
+    are floats with full scale 1, or integers of 8, 16 or 32 bits.
 
     `fit` only loads the model. A pickle contains the model's name or path, not its weights, unless `model` is a
     network.
@@ -122,7 +127,10 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         lengths = {len(item) for item in items if not isinstance(item, (str, Path)) and np.ndim(item) == 1}
         if len(lengths) > 1 or (paths and lengths):  # nothing that scikit-learn calls an array
             return [item if isinstance(item, (str, Path)) else np.asarray(item) for item in items]
-        return list(validate_data(self, X, dtype=np.float32, reset=reset))
+        if lengths:
+            X = np.asarray(items)  # with the type of the samples, which a list does not have
+        samples = validate_data(self, X, dtype=[np.float32, *_INTEGERS], reset=reset)  # of others, float32 is made
+        return list(to_float32(samples))
 
     def _load(self) -> Embedder:
         if isinstance(self.model, (str, Path)):

@@ -433,6 +433,14 @@ def test_a_lost_address_is_said_and_given_up(model):
         (["-", "--rate", 16_000, "--mqtt", "http://x/y"], "--mqtt must be"),
         (["gopher://x/y"], "rtsps"),
         (["http://radio.example/x", "--rate", 16_000], "do not apply to URLs"),
+        (["http://radio.example/x", "--encoding", "s16le"], "--encoding applies to standard input (-)"),
+        (["http://radio.example/x", "--channels", 1], "--channels applies to standard input (-)"),
+        (["-", "--rate", 16_000, "--give-up", 5], "--give-up applies to URLs"),
+        (["-", "--rate", 16_000, "--name", "garden"], "need --events"),
+        (["-", "--rate", 16_000, "--before", 1], "--before applies to saved sounds, which need --save"),
+        (["-", "--rate", 16_000, "--after", 2, "--events"], "need --save"),
+        (["-", "--rate", 16_000, "--keep", 5, "--run", "say x"], "need --save"),
+        (["-", "--rate", 16_000, "--save-format", "flac"], "need --save"),
     ],
 )
 def test_wrong_use_is_told_before_a_model_is_loaded(arguments, message, tmp_path):

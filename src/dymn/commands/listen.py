@@ -15,7 +15,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
-from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
+from dymn.commands.live_sources import Pcm, check_use, list_devices, opened, reject_unused
 from dymn.commands.live_table import display
 from dymn.commands.options import (
     WHAT,
@@ -88,8 +88,8 @@ def listen(
         bool,
         typer.Option(
             "--events",
-            help="Report when each sound starts and ends, instead of each window. All options of this group and the "
-            "next one imply it.",
+            help="Report when each sound starts and ends, instead of each window. --off-threshold, --min-gap, "
+            "--min-duration, --webhook, --run, --mqtt and --save imply it.",
             rich_help_panel=EVENTS,
         ),
     ] = False,
@@ -143,13 +143,25 @@ def listen(
         typer.Option(metavar="FOLDER", help="Save the audio of each sound in this folder.", rich_help_panel=ACTIONS),
     ] = None,
     before: Annotated[
-        float, seconds_option("Length of audio to save before the start of a sound.", ACTIONS, least=0, most=30)
-    ] = 2.0,
-    after: Annotated[float, seconds_option("Length of audio to save after its end.", ACTIONS, least=0, most=30)] = 2.0,
-    save_format: Annotated[ClipKind, typer.Option(help="The format of saved audio.", rich_help_panel=ACTIONS)] = "flac",
+        float | None,
+        seconds_option(
+            "Length of audio to save before the start of a sound. The default is 2.", ACTIONS, least=0, most=30
+        ),
+    ] = None,
+    after: Annotated[
+        float | None,
+        seconds_option("Length of audio to save after its end. The default is 2.", ACTIONS, least=0, most=30),
+    ] = None,
+    save_format: Annotated[
+        ClipKind | None,
+        typer.Option(help="The format of saved audio. The default is flac.", rich_help_panel=ACTIONS),
+    ] = None,
     keep: Annotated[
-        int, number_option("Maximum number of saved sounds in the folder; the oldest are deleted.", ACTIONS)
-    ] = 1000,
+        int | None,
+        number_option(
+            "Maximum number of saved sounds in the folder; the oldest are deleted. The default is 1000.", ACTIONS
+        ),
+    ] = None,
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("Distance between the starts of two windows.", LIVE)] = 0.5,
     max_lag: Annotated[
@@ -169,7 +181,8 @@ def listen(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The name of the source in messages. The default is its URL, or the name of the microphone.",
+            help="The name of the source in messages about sounds. The default is its URL, or the name of the "
+            "microphone.",
             rich_help_panel=LIVE,
         ),
     ] = None,
@@ -184,10 +197,15 @@ def listen(
         int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE)
     ] = None,
     encoding: Annotated[
-        Pcm,
-        typer.Option(help="The encoding of the samples on standard input, by its FFmpeg name.", rich_help_panel=PIPE),
-    ] = "s16le",
-    channels: Annotated[int, number_option("Number of channels of standard input.", PIPE, most=256)] = 1,
+        Pcm | None,
+        typer.Option(
+            help="The encoding of the samples on standard input, by its FFmpeg name. The default is s16le.",
+            rich_help_panel=PIPE,
+        ),
+    ] = None,
+    channels: Annotated[
+        int | None, number_option("Number of channels of standard input. The default is 1.", PIPE, most=256)
+    ] = None,
     channel: Annotated[
         str,
         typer.Option(
@@ -225,6 +243,16 @@ def listen(
     events = events or any(value is not None for value in (off_threshold, min_gap, min_duration))
     events = events or any(value is not None for value in (webhook, run, mqtt, save))
     check_use(source, rate, microphone, events)
+    if source != "-":
+        reject_unused({"--encoding": encoding, "--channels": channels}, "applies to standard input (-)")
+    if source in (None, "-"):
+        reject_unused({"--give-up": give_up}, "applies to URLs")
+    if not events:
+        reject_unused({"--name": name}, "names the source in messages about sounds, which need --events")
+    clip = {"before": before, "after": after, "kind": save_format, "keep": keep}
+    if save is None:
+        names = ("--before", "--after", "--save-format", "--keep")
+        reject_unused(dict(zip(names, clip.values(), strict=True)), "applies to saved sounds, which need --save")
     if events and top_k is not None:
         raise ConfigError(
             "--top-k applies to windows, but --events reports sounds. Use --labels instead, or leave it out."
@@ -236,7 +264,7 @@ def listen(
     if save is not None:
         from dymn.live.clips import ClipSettings
 
-        saving = ClipSettings(save, before, after, save_format, keep)
+        saving = ClipSettings(save, **{field: value for field, value in clip.items() if value is not None})
     deliveries = list(deliver(webhook, run, mqtt))
     check_actions(save, run)
     if events:
@@ -259,7 +287,18 @@ def listen(
     with ExitStack() as stack:
         try:
             place = LiveSource(
-                *opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet, give_up, channel)
+                *opened(
+                    stack,
+                    source,
+                    rate,
+                    encoding or "s16le",
+                    channels or 1,
+                    microphone,
+                    max_lag,
+                    quiet,
+                    give_up,
+                    channel,
+                )
             )
             if events:
                 shown = writers if format == "jsonl" else [show_sound, *writers]

@@ -335,6 +335,11 @@ def test_convert_keeps_what_tags(shared, clips, tmp_path):
     assert scores[0] == pytest.approx(scores[2], abs=5e-3)
 
 
+def test_convert_checks_the_extension_before_it_speaks_of_a_folder(tmp_path):
+    done = run("convert", "dymn04_open", tmp_path / "new" / "x.txt")
+    assert done.exit_code == 2 and "neither a .safetensors file" in done.stderr and "Creating" not in done.stderr
+
+
 def test_convert_takes_temperature_strides_and_labels(shared, tmp_path):
     source, out, labels = (
         shared / "fixtures" / "dymn_w01_50cls_s2221" / "state_dict.pt",

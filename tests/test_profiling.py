@@ -254,7 +254,18 @@ def test_command_profiles_a_model_and_a_table():
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("mn04", "--table", "II"), ("--table", "XX"), ("dymn04", "--input-seconds", "-1")]
+    "arguments",
+    [
+        (),
+        ("mn04", "--table", "II"),
+        ("--table", "XX"),
+        ("dymn04", "--input-seconds", "-1"),
+        ("--table", "VII", "--runs", "1"),
+        ("--table", "VII", "--input-seconds", "5"),
+        ("--plot", "p.png", "--output", "o.json"),
+        ("--plot", "p.png", "--format", "json"),
+        ("--plot", "p.png", "--runs", "1"),
+    ],
 )
 def test_command_refuses_wrong_use(arguments):
     result = run(*arguments)

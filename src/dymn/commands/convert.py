@@ -74,10 +74,12 @@ def convert(
     Example: `dymn convert mn04_as_mAP_432.pt mn04_as.safetensors`.
     """
     hush(quiet)
-    note_new_folder(destination)
     from dymn.commands.progress import download_bar
     from dymn.weights import convert as library_convert
+    from dymn.weights.conversion import check_destination
 
+    check_destination(destination)
+    note_new_folder(destination)
     with download_bar(quiet) as progress:
         digest = library_convert(
             source,

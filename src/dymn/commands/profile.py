@@ -38,8 +38,11 @@ def profile(
         bool, typer.Option("--commands", help="With --table, print the command that trains each row instead.")
     ] = False,
     input_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Length of the input. The paper's numbers are for 10 seconds.")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Length of the input. The paper's numbers are for 10 seconds.", show_default="10"
+        ),
+    ] = None,
     runs: Annotated[
         int | None,
         typer.Option(
@@ -90,6 +93,12 @@ def profile(
         raise ConfigError("Give a model, --table NUMBER, or --plot FILE. See `dymn profile --help`.")
     if model is not None and table is not None:
         raise ConfigError("Give either a model or --table: a table defines its own networks.")
+    for option, value in (("--runs", runs), ("--input-seconds", input_seconds)):
+        if value is not None and model is None:
+            raise ConfigError(f"{option} applies to a model. Leave it out.")
+    for option, value in (("--output", output), ("--format", format)):
+        if value is not None and model is None and table is None:
+            raise ConfigError(f"{option} is for the report on a model or a table, which --plot alone does not print.")
     check_threads(threads)
     if runs is None:
         runs = 5 if has_torch() else 0
@@ -107,7 +116,7 @@ def profile(
             from dymn.system.devices import use_threads
 
             use_threads(threads)
-        text = PROFILE_FORMATS[name](measure(model, input_seconds, runs=runs))
+        text = PROFILE_FORMATS[name](measure(model, 10.0 if input_seconds is None else input_seconds, runs=runs))
     if text is not None:
         with text_output(output) as stream:
             stream.write(text)

@@ -52,11 +52,7 @@ def convert(
         ConfigError: if a setting is not allowed, or the destination is neither a `.safetensors` file nor a folder.
     """
     path = Path(destination)
-    if path.suffix not in ("", SAFETENSORS) and not path.is_dir():
-        raise ConfigError(
-            f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} "
-            "instead."
-        )
+    check_destination(path)
     known = strides is None and temperature is None and attention is None and not dilated
     if not known and not Path(source).is_file():
         raise ConfigError(
@@ -92,3 +88,11 @@ def convert(
     if path.suffix == SAFETENSORS and not path.is_dir():
         return save(stored._replace(card=replaced), path, dtype)
     return save_folder(stored._replace(card=replaced), path, dtype)
+
+
+def check_destination(path: Path) -> None:
+    """Raise a ConfigError if a path is neither that of a `.safetensors` file nor that of a folder."""
+    if path.suffix not in ("", SAFETENSORS) and not path.is_dir():
+        raise ConfigError(
+            f"{path} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} instead."
+        )

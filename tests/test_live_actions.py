@@ -241,10 +241,10 @@ def test_a_label_is_never_an_option_and_failures_are_counted(tmp_path):
 
 
 class Broker:
-    """A broker of MQTT 3.1.1 that takes what is published and passes nothing on."""
+    """A broker of MQTT 3.1.1 that takes what is published, and passes on only what it has kept from earlier."""
 
     def __init__(self, refuse=0):
-        broker, self.refuse = self, refuse
+        broker, self.refuse, self.kept = self, refuse, {}
         self.connects, self.published, self.wills, self.clients = [], [], [], []
 
         class Handler(socketserver.StreamRequestHandler):
@@ -286,6 +286,11 @@ class Broker:
                 handler.wfile.write(b"\x40\x02" + rest[:2])
                 rest = rest[2:]
             self.published.append((topic, rest.decode(), bool(flags & 1)))
+        if kind == 8:
+            handler.wfile.write(b"\x90\x03" + body[:2] + b"\x01")
+            for topic, payload in self.kept.items():
+                sent = struct.pack(">H", len(topic)) + f"{topic}{payload}".encode()
+                handler.wfile.write(bytes([0x31, len(sent)]) + sent)  # retained
         if kind == 12:
             handler.wfile.write(b"\xd0\x00")
         return kind != 14
@@ -368,6 +373,31 @@ def test_many_labels_are_announced_when_they_are_heard_and_never_share_a_topic(b
     configs = {name for name, *_ in broker.published if name.startswith("homeassistant/")}
     client.close()
     assert len(configs) == 3 and len({name for name, *_ in broker.published if name.endswith("/state")}) == 3
+
+
+def test_a_label_first_heard_without_a_connection_is_published_after_reconnecting(broker):
+    client = begun(Mqtt(f"mqtt://127.0.0.1:{broker.port}", lambda note: None), [f"label {i}" for i in range(200)])
+    until(lambda: broker.last("dymn/garden/status") == "online")
+    broker.cut()
+    until(lambda: not client._connected.is_set())
+    client.wants(START)  # as if its delivery had failed
+    until(lambda: broker.last("dymn/garden/dog/state") == "ON")
+    assert broker.last("homeassistant/binary_sensor/dymn_garden/dog/config") is not None
+    client.close()
+
+
+def test_states_that_a_killed_run_left_are_reset(broker):
+    """With many labels, this run does not know which ones the earlier one has announced."""
+    broker.kept = {"dymn/garden/cat/state": "ON", "dymn/garden/dog/state": "ON", "dymn/garden/cow/state": "OFF"}
+    client = Mqtt(f"mqtt://127.0.0.1:{broker.port}", pytest.fail)
+    client.wants(START)
+    begun(client, [f"label {i}" for i in range(200)])
+    until(lambda: broker.last("dymn/garden/cat/state") == "OFF")
+    client.offer(START)
+    until(lambda: broker.last("dymn/garden/events") is not None)
+    client.close()
+    assert [payload for name, payload, _ in broker.published if name == "dymn/garden/dog/state"] == ["ON", "ON"]
+    assert broker.last("dymn/garden/cow/state") is None
 
 
 def test_a_broker_that_is_away_or_refuses_is_said(monkeypatch, broker):

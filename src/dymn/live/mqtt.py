@@ -72,7 +72,7 @@ class Mqtt(Delivery):
         client.max_queued_messages_set(MOST_QUEUED)
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
-        client.on_connect_fail = self._on_connect_fail
+        client.on_connect_fail, client.on_message = self._on_connect_fail, self._on_message
         client.reconnect_delay_set(1, 60)
         client.connect_async(self._address.host, self._address.port, keepalive=60)
         client.loop_start()
@@ -153,11 +153,22 @@ class Mqtt(Delivery):
             return
         with self._lock:
             self._publish("status", "online" if self._available else "offline", retain=True)
+            for label in self._sounding:
+                self._slug(label)  # of a label first heard without a connection
             for label, slug in self._slugs.items():
                 self._announce(label, slug)
                 self._publish(f"{slug}/state", "ON" if label in self._sounding else "OFF", retain=True)
+        client.subscribe(f"{self._topic}/+/state", qos=1)
         self._connected.set()
         self._is_noted = False
+
+    def _on_message(self, client: Any, data: Any, message: Any) -> None:
+        """Reset a state that a killed run left behind: the broker kept an ON of a label that is not heard."""
+        slug = message.topic.split("/")[-2]
+        with self._lock:
+            sounding = {self._slugs.get(label) for label in self._sounding}
+            if message.retain and message.payload == b"ON" and slug not in sounding:
+                self._publish(f"{slug}/state", "OFF", retain=True)
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:
         if not self._is_noted:

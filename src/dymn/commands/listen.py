@@ -15,7 +15,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
-from dymn.commands.live_sources import Pcm, check_use, list_devices, opened, reject_unused
+from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
 from dymn.commands.live_table import display
 from dymn.commands.options import (
     WHAT,
@@ -25,6 +25,7 @@ from dymn.commands.options import (
     note_gaps,
     number_option,
     output_option,
+    reject_unused,
     seconds_option,
     threshold_option,
 )
@@ -249,7 +250,7 @@ def listen(
         reject_unused({"--give-up": give_up}, "applies to URLs")
     if not events:
         reject_unused({"--name": name}, "names the source in messages about sounds, which need --events")
-    clip = {"before": before, "after": after, "kind": save_format, "keep": keep}
+    clip: dict[str, Any] = {"before": before, "after": after, "kind": save_format, "keep": keep}
     if save is None:
         names = ("--before", "--after", "--save-format", "--keep")
         reject_unused(dict(zip(names, clip.values(), strict=True)), "applies to saved sounds, which need --save")

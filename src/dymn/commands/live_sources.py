@@ -47,13 +47,6 @@ def check_use(source: str | None, rate: int | None, microphone: str | None, even
         )
 
 
-def reject_unused(given: dict[str, object], reason: str) -> None:
-    """Raise a ConfigError if one of these options is given, whose values are None if they are not."""
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{name} {reason}. Leave it out.")
-
-
 def opened(
     stack: ExitStack,
     source: str | None,

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from dymn.commands import options
-from dymn.commands.options import check_ending, complete_networks, file_option, format_option, hush, note, output_option
+from dymn.commands.options import (
+    check_ending,
+    complete_networks,
+    file_option,
+    format_option,
+    hush,
+    note,
+    output_option,
+    reject_unused,
+)
 from dymn.errors import ConfigError
 
 ProfileFormat = Literal["table", "json", "csv", "markdown"]
@@ -93,12 +102,10 @@ def profile(
         raise ConfigError("Give a model, --table NUMBER, or --plot FILE. See `dymn profile --help`.")
     if model is not None and table is not None:
         raise ConfigError("Give either a model or --table: a table defines its own networks.")
-    for option, value in (("--runs", runs), ("--input-seconds", input_seconds)):
-        if value is not None and model is None:
-            raise ConfigError(f"{option} applies to a model. Leave it out.")
-    for option, value in (("--output", output), ("--format", format)):
-        if value is not None and model is None and table is None:
-            raise ConfigError(f"{option} is for the report on a model or a table, which --plot alone does not print.")
+    if model is None:
+        reject_unused({"--runs": runs, "--input-seconds": input_seconds}, "applies to a model")
+        if table is None:
+            reject_unused({"--output": output, "--format": format}, "applies to the report on a model or a table")
     check_threads(threads)
     if runs is None:
         runs = 5 if has_torch() else 0

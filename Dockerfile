@@ -9,7 +9,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 COPY . /source
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
 RUN python -m venv --without-pip /opt/dymn \
-    && pip --python /opt/dymn/bin/python install --no-cache-dir --no-compile --constraint /source/constraints.txt "$(echo /wheels/dymn-*.whl)[serve]" \
+    && pip --python /opt/dymn/bin/python install --no-cache-dir --no-compile --constraint /source/constraints.txt "$(echo /wheels/dymn-*.whl)[serve,mqtt]" \
     && /opt/dymn/bin/python -m compileall -q --invalidation-mode unchecked-hash -x '/tests/|/pygments/' /opt/dymn/lib
 
 FROM python:3.13-slim

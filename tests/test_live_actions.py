@@ -59,6 +59,31 @@ def test_lines_are_whole_whoever_appends(tmp_path):
     assert str(tmp_path) in str(error.value)
 
 
+def test_lines_that_cannot_be_written_are_counted_and_writing_goes_on(tmp_path):
+    path, notes = tmp_path / "log.jsonl", []
+    file = LineFile(path, notes.append)
+    path.unlink()
+    path.mkdir()  # as if the disk were full
+    for i in range(5):
+        file.write({"a": i})
+    assert [int(note.split()[0]) for note in notes] == [1, 2, 4] and str(path) in notes[0]
+    path.rmdir()
+    path.write_text('{"half": ')
+    file.write({"b": 1})
+    file.write({"c": 2})
+    assert path.read_text() == '{"half": \n{"b": 1}\n{"c": 2}\n' and len(notes) == 3
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError):
+        LineFile(path, notes.append)  # a wrong path at the start is an error
+    path.rmdir()
+    file = LineFile(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError):
+        file.write({})
+
+
 def test_lines_of_text_show_labels_as_they_are():
     assert line(START) == "07:30:12.48  start  0.81  Dog"
     assert line(END) == "07:30:14.98  end    0.81  Dog  (2.50 s)"

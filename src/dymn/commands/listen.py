@@ -280,7 +280,7 @@ def listen(
         microphones()  # an error before a model is loaded, if something is missing
     note_gaps(window, hop, quiet)
     words = vocabulary(level, groups, threshold=threshold)
-    writers: list[Callable[[dict[str, Any]], None]] = [] if output is None else [LineFile(output).write]
+    writers: list[Callable[[dict[str, Any]], None]] = [] if output is None else [LineFile(output, note).write]
     if format == "jsonl":
         writers.append(lambda fields: typer.echo(json_line(fields)))
     tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))

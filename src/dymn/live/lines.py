@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,24 @@ class LineFile:
     """Appends lines of JSON to a file, each with one write, so that several programs may append to it.
 
     The file is opened for each line: if it is moved, for example by log rotation, it is created again. If a program was
-    killed within a line, the next line begins on a line of its own.
+    killed within a line, or the disk was full, the next line begins on a line of its own.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, note: Callable[[str], None] | None = None) -> None:
         """Prepare to append; the folder is created if it does not exist.
+
+        Args:
+            path: the file.
+            note: called with the number of lines that could not be written; without it, the first one is an error.
 
         Raises:
             OSError: if the file cannot be written.
         """
-        self._path = Path(path)
+        self._path, self._note, self._lost, self._failed = Path(path), note, 0, False
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._end_line()
+
+    def _end_line(self) -> None:
         with self._path.open("ab+") as file:
             size = file.seek(0, os.SEEK_END) if file.seekable() else 0
             if size:
@@ -39,12 +47,21 @@ class LineFile:
         """Append a message.
 
         Raises:
-            OSError: if the file cannot be written.
+            OSError: if the file cannot be written, and there is no `note`.
         """
         data = f"{json_line(message)}\n".encode(errors="backslashreplace")
         try:
+            if self._failed:
+                self._end_line()
             with self._path.open("ab", buffering=0) as file:
                 if file.write(data) != len(data):
                     raise OSError(28, os.strerror(28))
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+            self._failed = True
+            if self._note is None:
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            self._lost += 1
+            if self._lost & (self._lost - 1) == 0:  # the first, second, fourth, eighth … one
+                self._note(f"{self._lost} lines were not written to {self._path} ({error.strerror}).")
+        else:
+            self._failed = False

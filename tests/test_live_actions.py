@@ -147,6 +147,17 @@ def test_a_webhook_that_refuses_is_said(codes, posts, why):
     assert notes == [f"webhook 127.0.0.1: 1 messages were not delivered (the response was {why})."]
 
 
+@pytest.mark.parametrize("host", ["exa mple.org", "a..b"])
+def test_a_webhook_with_an_invalid_host_is_rejected(host):
+    with pytest.raises(ConfigError, match="invalid host name"):
+        Webhook(f"http://{host}/x", print)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "[::1]:8000", "exä.org", "localhost"])
+def test_webhooks_have_hosts_of_all_kinds(host):
+    assert Webhook(f"http://{host}/x", print).name.startswith("webhook ")
+
+
 def test_a_slow_webhook_drops_and_never_blocks(monkeypatch):
     monkeypatch.setattr(delivery, "QUEUE", 5)
     monkeypatch.setattr(delivery, "CLOSE_SECONDS", 0.2)

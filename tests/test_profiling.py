@@ -267,7 +267,8 @@ def test_command_profiles_a_model_and_a_table():
         ("--plot", "p.png", "--runs", "1"),
     ],
 )
-def test_command_refuses_wrong_use(arguments):
+def test_command_refuses_wrong_use(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output

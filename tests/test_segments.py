@@ -295,7 +295,7 @@ def test_the_advised_command_replaces_the_segments(tmp_path):
     assert third.exit_code == 0 and "nothing to try again" in third.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     refused = run("events", out / "Dog", *CHOSEN, "--output", rows, "--segments", out, "--retry-failed")
-    assert refused.exit_code == 2 and "one of the folders that are searched" in refused.stderr
+    assert refused.exit_code == 2 and "contains one of the given paths" in refused.stderr
 
 
 def test_only_a_folder_of_segments_is_replaced(tmp_path):

@@ -101,7 +101,7 @@ def test_integer_samples_are_scaled_whatever_their_lengths(model, kind):
     floats = np.random.default_rng(0).uniform(-0.9, 0.9, (2, 800)).astype(np.float32)
     integers = (np.round(floats * 2 ** (bits - 1)) + (128 if kind == "uint8" else 0)).astype(kind)
     expected = EmbeddingTransformer(model, "mels").fit_transform([floats[0], floats[1]])
-    for given in (integers, list(integers), [integers[0], integers[1][:-1]]):
+    for given in (integers, list(integers), [integers[0], integers[1][:-1]], [integers[0], floats[1]]):
         found = EmbeddingTransformer(model, "mels").fit_transform(given)
         np.testing.assert_allclose(found[0], expected[0], atol=0.05 if bits == 8 else 1e-3)
 

@@ -4,6 +4,7 @@ And runs that follow the clock.
 """
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -16,12 +17,14 @@ from dymn.data import TASKS, WeightedSampler, heard_weights, open_dataset, selec
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.teachers import OnlineTeachers
+from dymn.models import pretrained
 from dymn.models.mobilenet import MobileNet
 from dymn.native import libraries
 from dymn.training import loop, train
 from dymn.training.inputs import Inputs, check_calibration
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
+from dymn.training.teach import teach
 from tiny_runs import FRONT_END, run, write_clips
 
 EVERYTHING = {
@@ -127,9 +130,31 @@ def test_draws_of_another_run_are_not_used(clips, tmp_path, teacher):
     made = Run(taught(other, tmp_path, teacher), Reporter())
     assert len(made.weights) == len(mark) and not np.array_equal(made.weights, mark)
 
+    second = tmp_path / "second.safetensors"
+    pretrained.save(load_model(teacher), second)
+    two = taught(other, tmp_path, teacher, teacher={"models": (str(teacher), str(second))})
+    Run(two, Reporter())
+    np.save(tmp_path / "draws.npy", mark)
+    assert not np.array_equal(Run(made.config, Reporter()).weights, mark)  # one teacher less
+
     np.save(tmp_path / "draws.npy", mark[:-1])
     with pytest.raises(DataError, match="there are 10 training clips"):
         Run(taught(other, tmp_path, teacher), Reporter())
+
+
+def test_a_softmax_does_not_teach_independent_classes(clips, tmp_path, teacher):
+    model = load_model(teacher)
+    model.card = dataclasses.replace(model.card, exclusive=True)
+    pretrained.save(model, tmp_path / "softmax.safetensors")
+    softmax = str(tmp_path / "softmax.safetensors")
+    with pytest.raises(ConfigError, match="exclusive classes"):
+        Run(taught(clips, tmp_path / "online", softmax), Reporter())
+    _, source = open_dataset("csv", clips, sample_rate=FRONT_END["sample_rate"])
+    teach(source, [softmax], tmp_path / "table.safetensors", seconds=0.5)
+    lesson = {"table": str(tmp_path / "table.safetensors"), "models": [], "calibrate": False}
+    lesson |= {"feature_weight": 0.0, "block_weight": 0.0}
+    with pytest.raises(ConfigError, match="exclusive classes"):
+        Run(taught(clips, tmp_path / "table", teacher, data={"sampling": "plain"}, teacher=lesson), Reporter())
 
 
 def test_blocks_are_compared(clips, tmp_path, teacher):

@@ -52,14 +52,21 @@ def _restore(kind: type, name: str, value: Any) -> Any:
 
 
 def _check_booleans(name: str, value: Any, declared: str) -> None:
-    """Reject text and numbers for a boolean (Python takes "false" for true), and booleans for anything else."""
+    """Reject text and numbers for a boolean (Python takes "false" for true), and booleans for anything else.
+
+    `declared` is the annotation of the setting: `bool`, perhaps with None, or a type without booleans.
+    """
+
+    def is_boolean(value: Any) -> bool:
+        return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # of Python or NumPy
+
     if declared.startswith("bool"):
         is_unset = value is None and declared.endswith("None")
-        check(isinstance(value, bool) or is_unset, f"{name} is {shown(value)}; it must be true or false.")
+        check(is_boolean(value) or is_unset, f"{name} is {shown(value)}; it must be true or false.")
     else:
         parts = value if isinstance(value, tuple) else (value,)
         check(
-            not any(isinstance(part, bool) for part in parts),
+            not any(is_boolean(part) for part in parts),
             f"{name} is {shown(value)}; true and false are not allowed there.",
         )
 

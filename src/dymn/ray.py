@@ -311,6 +311,7 @@ def _table(rows: Sequence[tuple[int, Piece, Floats | None]]) -> Any:
         ),
         "notes": arrow.array([list(piece.recording.notes.lines) for _, piece, _ in rows], arrow.list_(arrow.string())),
         "partial": arrow.array([piece.recording.notes.partial for _, piece, _ in rows], arrow.bool_()),
+        "read_channel": arrow.array([piece.recording.notes.channel for _, piece, _ in rows], arrow.int64()),
         "error": arrow.array(
             [None if piece.error is None else str(piece.error) for _, piece, _ in rows], arrow.string()
         ),
@@ -325,7 +326,8 @@ def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
         error = None if row["error"] is None else AudioError(row["error"])
         channel, begin = row["channel"] and Channel(*row["channel"]), row["begin"]
         clock = begin and Begin(datetime.fromisoformat(begin[0]), begin[1])
-        opened = Opened("", row["n_samples"], Notes(row["notes"], row["partial"]), channel=channel, begin=clock)
+        notes = Notes(row["notes"], row["partial"], row["read_channel"])
+        opened = Opened("", row["n_samples"], notes, channel=channel, begin=clock)
         yield row["place"], Piece(opened, row["start"], row["end"], values, error)
 
 

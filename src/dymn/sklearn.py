@@ -127,8 +127,8 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         lengths = {len(item) for item in items if not isinstance(item, (str, Path)) and np.ndim(item) == 1}
         if len(lengths) > 1 or (paths and lengths):  # nothing that scikit-learn calls an array
             return [item if isinstance(item, (str, Path)) else np.asarray(item) for item in items]
-        if lengths:
-            X = np.asarray(items)  # with the type of the samples, which a list does not have
+        if lengths:  # each with the scale of its own type
+            X = [to_float32(row) if row.dtype.type in _INTEGERS else row for row in map(np.asarray, items)]
         samples = validate_data(self, X, dtype=[np.float32, *_INTEGERS], reset=reset)  # of others, float32 is made
         return list(to_float32(samples))
 

@@ -112,6 +112,8 @@ def _listed_for(pattern: str) -> Iterator[str]:
     for i, part in enumerate(parts):
         if glob.has_magic(part):
             above = os.path.join(os.curdir if i == 0 else "", *parts[:i])
+            if "**" in parts[:i]:
+                above = os.path.join(above, "")  # directories alone; ** also gives files
             below = glob.iglob(os.path.join(above, part, ""), recursive=True) if part == "**" else ()
             for directory in (*glob.iglob(above, recursive=True), *below):
                 if os.path.isdir(directory):

@@ -160,7 +160,7 @@ def run(
     engine = ray_engine(given.ray, given.workers, given.threads, given.device, given.backend)
     kept = journaled(given, name)
     damaged: list[str] = []
-    if given.retry_failed and kept and not journal_path(kept).exists():
+    if given.retry_failed and not given.fresh and kept and not journal_path(kept).exists():
         if kept.exists() and not has_errors(kept):
             note(f"The run that wrote {kept} had no failures, so there is nothing to try again.", given.quiet)
             return Outcome(0, (), name, form_of(None).origin, written=False)
@@ -241,7 +241,7 @@ def stream(
             if is_last(result):
                 bar.advance(result.name)
 
-    separately = _separately(given.output, name, len(found))
+    separately = _separately(given.output, name, len(found) or len(discovery.lost))
     with report(given.output, form.layout, name, damaged, given.quiet) as listed:
         results = listed(seen(with_errors(), form.layout, cutter))
         written = write(results, form, name, given, stems(found) if separately else None)
@@ -271,7 +271,7 @@ def resume(
         "command": given.command,
         "backend": given.backend,
         "precision": given.precision,
-        "per_window or segments": form.kind.holds_windows,
+        "--per-window or --segments": form.kind.holds_windows,
     }
     with Journal(output, settings, fresh=given.fresh, retry=given.retry_failed) as journal:
         if journal.was_complete:

@@ -70,6 +70,6 @@ def cutter_of(
     from dymn.system.files import check_writable
 
     check_writable(folder)
-    if any(os.path.isdir(path) and lies_in(path, folder) for path in paths):
-        raise ConfigError(f"--segments {folder} is one of the folders that are searched. Give another folder.")
+    if any(os.path.exists(path) and lies_in(path, folder) for path in paths):
+        raise ConfigError(f"--segments {folder} contains one of the given paths. Give another folder.")
     return SegmentCutter(folder, PER_LABEL if per_label is None else per_label, settings.partial, replaces)

@@ -68,7 +68,7 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
         raise DataError(f"Some folders in {root} have an index.csv with splits and others do not. Add one to each.")
     classes = tuple(labels) if labels is not None else audioset_labels()
     files = FilePool(open_regular)
-    names = [_json_labels(entry.annotation, files) for entry in found]
+    names = [_json_labels(entry.annotation, entry.key, files) for entry in found]
     annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
     return Catalog(
         keys=tuple(entry.key for entry in found),
@@ -124,17 +124,17 @@ def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
     return found, splits
 
 
-def _json_labels(member: Member | None, files: FilePool[BinaryIO]) -> list[str] | None:
+def _json_labels(member: Member | None, key: str, files: FilePool[BinaryIO]) -> list[str] | None:
     if member is None:
         return None
     if member.size > MAX_JSON:
         raise DataError(f"A JSON member of {member.path} has {member.size} bytes; at most {MAX_JSON} are allowed.")
     try:
         about = json.loads(read_member(member, files))
-        names, is_packed = about.get("labels"), is_packed_clip(about)
+        names, is_packed = about.get("labels"), is_packed_clip(about) and about["key"] != key
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"A JSON member of {member.path} at byte {member.offset} is not an object: {error}.") from error
-    if is_packed:  # its classes, probabilities, splits and folds only have a meaning with the index
+    if is_packed:  # its members have numbers, not keys; its classes, splits and folds need the index
         raise DataError(
             f"{member.path} was written by dymn shards and is read with the {INDEX_FILE} of its folder. Give the whole "
             f"folder; if it has no {INDEX_FILE}, it is incomplete: copy it, or pack the dataset, again."

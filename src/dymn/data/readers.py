@@ -46,7 +46,7 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.")
-    if not _folders(root):
+    if not any(child.is_dir() and not child.name.startswith(".") for child in root.iterdir()):
         raise DataError(
             f"{root} contains no folders. Put the clips of each class into a folder with the name of the class."
         )
@@ -81,7 +81,7 @@ def _empty_folders(root: Path, depth: int, full: set[tuple[str, ...]]) -> list[s
 def _folders(root: Path) -> list[Path]:
     try:
         return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:  # a warning was logged when it was searched
+    except OSError:  # of which `find` warned
         return []
 
 

@@ -62,25 +62,25 @@ class PlainSampler:
 
 
 class BalancedSampler:
-    """Draws rare classes more often; an epoch has `draws` clips, by default all that have a class, but at most `MOST`.
+    """Draws rare classes more often; an epoch has `draws` clips.
 
-    Fewer draws than clips are without replacement, as for AudioSet (Sec. IV-A): a clip's weight is the sum of 1000 /
-    (100 + count) over its classes. If there are as many draws as clips, or more, this would select every clip alike.
-    Then a clip's weight is the sum of 1 / count, so all classes are drawn equally often (clips with several classes
+    If fewer than half of the clips are drawn, this is without replacement, as for AudioSet (Sec. IV-A): a clip's weight
+    is the sum of 1000 / (100 + count) over its classes. With more draws, this would select nearly every clip. Then a
+    clip's weight is the sum of 1 / count, so all classes are drawn equally often (clips with several classes
     aside), and the clips of rare ones several times; of each clip, the number of times is rounded up or down at random.
     """
 
-    def __init__(self, source: Source, seed: int = 0, *, draws: int | None = None) -> None:
-        if (draws is not None and draws < 1) or seed < 0:
+    def __init__(self, source: Source, seed: int = 0, *, draws: int) -> None:
+        if draws < 1 or seed < 0:
             raise ConfigError(f"draws and seed are {draws} and {seed}; draws must be at least 1, seed at least 0.")
         self.seed = seed
         weights = clip_weights(source)
         labelled = int((weights > 0).sum())
         if labelled == 0:
             raise DataError("No clip has a label, so classes cannot be balanced. Use plain sampling.")
-        self.draws = min(labelled, MOST) if draws is None else draws
+        self.draws = draws
         self._repeated: WeightedSampler | None = None
-        if self.draws >= labelled:
+        if 2 * draws >= labelled:
             self._repeated = WeightedSampler(clip_weights(source, offset=0.0), seed, draws=self.draws)
         with np.errstate(divide="ignore"):
             self._log_weights = np.log(weights)

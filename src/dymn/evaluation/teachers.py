@@ -54,7 +54,7 @@ class OnlineTeachers:
             raise ConfigError(
                 "Only some of the teachers have exclusive classes (a softmax); their logits cannot be averaged."
             )
-        self._columns = [_columns(model.card.labels, student.card.labels) for model in networks]
+        self._columns = [_columns(model.card.labels, student.card.labels, device) for model in networks]
         shown = 1 if blocks else 0
         self._shown = [_with_blocks(model, device) for model in networks[:shown]]
         self._others = [accelerate(model) if device.type == "cpu" else model for model in networks[shown:]]
@@ -70,10 +70,12 @@ class OnlineTeachers:
         return TeacherOutput(torch.stack(logits).mean(dim=0), outputs[0].embedding, shown[0][1] if shown else [])
 
 
-def _columns(labels: Sequence[str], wanted: Sequence[str]) -> slice | list[int]:
+def _columns(labels: Sequence[str], wanted: Sequence[str], device: torch.device) -> slice | Tensor:
     """Return the place of each of the wanted labels; everything, without a copy, if they are the same."""
+    if tuple(labels) == tuple(wanted):
+        return slice(None)
     place = {label: i for i, label in enumerate(labels)}
-    return slice(None) if tuple(labels) == tuple(wanted) else [place[label] for label in wanted]
+    return torch.tensor([place[label] for label in wanted], device=device)
 
 
 def _with_blocks(model: MobileNet, device: torch.device) -> Callable[[Tensor], tuple[Output, list[Tensor]]]:

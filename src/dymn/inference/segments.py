@@ -133,16 +133,16 @@ class SegmentCutter:
     def _has_index(self) -> bool:
         """Whether the index of a complete run is there."""
         try:
-            with (self.folder / INDEX).open(newline="", encoding="utf-8") as lines:
-                return next(csv.reader(lines), []) == list(COLUMNS)
-        except (OSError, UnicodeDecodeError, csv.Error):
+            with (self.folder / INDEX).open(newline="", encoding="utf-8", errors="replace") as lines:
+                return [*csv.reader(lines)][:1] == [list(COLUMNS)]
+        except (OSError, csv.Error):
             return False
 
     def _clear(self, unfinished: Path) -> None:
         """Remove the files that an interrupted run began, and those of a complete one that is replaced."""
         if self._has_index():
             index = self.folder / INDEX
-            with index.open(newline="", encoding="utf-8") as lines:
+            with index.open(newline="", encoding="utf-8", errors="replace") as lines:
                 paths = [row[:1] for row in csv.reader(lines)]
             with unfinished.open("a", encoding="utf-8") as begun:  # from here on, the same command completes the run
                 begun.write("\n" + csv_text(paths))  # a kill may have left a line without its end

@@ -62,6 +62,7 @@ class LineFile:
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
             self._lost += 1
             if self._lost & (self._lost - 1) == 0:  # the first, second, fourth, eighth … one
-                self._note(f"{self._lost} lines were not written to {self._path} ({error.strerror}).")
+                lines = "1 line was" if self._lost == 1 else f"{self._lost} lines were"
+                self._note(f"{lines} not written to {self._path} ({error.strerror}).")
         else:
             self._failed = False

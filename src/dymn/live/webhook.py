@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from time import monotonic
 from urllib.parse import unquote, urlsplit
 
 from dymn import __version__
@@ -47,6 +46,11 @@ class Webhook(Delivery):
             raise ConfigError("--webhook must be a URL such as http://example.org:8123/api/webhook/sound.")
         self._secure = parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        try:
+            self._host.encode("idna")
+        except UnicodeError as error:
+            raise ConfigError(f"--webhook has an invalid host name: {self._host}.") from error
+        check(self._host.isprintable() and " " not in self._host, f"--webhook has an invalid host name: {self._host}.")
         check(
             self._path.isascii() and self._path.isprintable() and " " not in self._path,
             "--webhook contains spaces or other characters that a URL cannot have. Write a space as %20, and letters "
@@ -86,19 +90,20 @@ class Webhook(Delivery):
     def _post(self, body: bytes) -> int:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=self._timeout)
-        begin, late = monotonic(), threading.Event()
-        connection.connect()
-        sock = connection.sock  # http.client drops it before it reads a body that ends with the connection
+        late, held = threading.Event(), list[socket.socket]()
 
         def end() -> None:
             late.set()
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # a server that answers a byte at a time
+            with suppress(OSError, AttributeError):
+                # http.client drops the socket before it reads a body that ends with the connection
+                (held[0] if held else connection.sock).shutdown(socket.SHUT_RDWR)  # of a server that is slow on purpose
 
-        timer = threading.Timer(max(0.0, begin + self._timeout - monotonic()), end)
+        timer = threading.Timer(self._timeout, end)
         timer.daemon = True
         timer.start()
         try:
+            connection.connect()
+            held.append(connection.sock)
             connection.request("POST", self._path, body, self._headers)
             answer = connection.getresponse()
             with suppress(OSError, http.client.HTTPException):  # the status is known, so the message has arrived

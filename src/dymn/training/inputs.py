@@ -108,12 +108,14 @@ def check_table(inputs: Inputs, fill: str, label_weight: float) -> list[str]:
     if inputs.table is not None:
         without = int((inputs.table.match(inputs.train, partial=True) < 0).sum())
         if without:
-            notes.append(
-                f"{without} of {len(inputs.train)} training clips have no logits; only their labels are used, whose "
-                f"loss counts {label_weight:g} (teacher.label_weight)."
-            )
+            use = f"only their labels are used, whose loss counts {label_weight:g} (teacher.label_weight)"
+            if label_weight == 0:
+                use = "they have no effect, because teacher.label_weight is 0"
+            notes.append(f"{without} of {len(inputs.train)} training clips have no logits; {use}.")
         notes += [f"{inputs.table.path} has {n} {what}." for what, n in inputs.table.skipped.items()]
     taught = {} if inputs.table is None else inputs.table.settings
+    if taught.get("exclusive") is True:
+        check_independent(inputs.task)
     mine = {"seconds": float(inputs.seconds), "fill": fill}
     if all(taught.get(name, value) == value for name, value in mine.items()):
         return notes
@@ -123,6 +125,19 @@ def check_table(inputs: Inputs, fill: str, label_weight: float) -> list[str]:
         f"run uses clips of {inputs.seconds:g} s (fill: {fill}). They may not fit: create the table again with dymn "
         f"teach --seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
     ]
+
+
+def check_independent(task: TaskSpec) -> None:
+    """Reject data for which a teacher with exclusive classes says nothing: its logits have no common zero.
+
+    Raises:
+        ConfigError: if the classes of the data are not exclusive.
+    """
+    if task.loss == "bce":
+        raise ConfigError(
+            "The teacher has exclusive classes (a softmax), but those of the dataset are not. Use a teacher with "
+            "independent classes."
+        )
 
 
 def check_calibration(inputs: Inputs) -> None:
@@ -340,7 +355,8 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     before["schedule.tau_start"] = before.get("schedule.tau_start") or now["schedule.tau_start"]
     # compared by their digests
     places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")
-    return sorted(name for name in now if now[name] != before.get(name) and name not in places)
+    names = now.keys() | {name for name in before if name.startswith("data digest.")}
+    return sorted(name for name in names if now.get(name) != before.get(name) and name not in places)
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

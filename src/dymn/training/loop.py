@@ -352,8 +352,9 @@ class Run(Prepared):
             return self._scores(model, quiet_loader(source, self.inputs, self.config, self.resident))
 
         before = scores()
-        if before.teacher is None:
-            self.reporter.note("The logits are not calibrated: the teacher has none for some validation clips.")
+        if before.teacher is None or self.inputs.task.loss != "bce":
+            why = "the classes are exclusive" if before.teacher is not None else "the teacher lacks validation clips"
+            self.reporter.note(f"The logits are not calibrated: {why}.")
             return model
         fitted = fit_affine(before.probabilities, before.teacher)
         model.head.scale(*fitted)

@@ -29,6 +29,7 @@ from dymn.training.distributed import ClipNetwork, launch, use_global_norm
 from dymn.training.inputs import (
     check_calibration,
     check_classes,
+    check_independent,
     check_table,
     differences,
     digests,
@@ -81,8 +82,6 @@ class Prepared:
             )
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
-        if config.teacher.calibrate:
-            check_calibration(self.inputs)
         notes = check_classes(self.inputs, config.teacher.is_present)
         for sentence in notes + check_table(self.inputs, config.data.fill, config.teacher.label_weight):
             self.reporter.note(sentence)
@@ -149,6 +148,8 @@ class Prepared:
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Resuming {self.folder} after epoch {state.epoch}{within}.")
             return state
+        if self.config.teacher.calibrate:
+            check_calibration(self.inputs)
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             if differences(self.folder / CONFIG_FILE, self.config, self.digests):
@@ -162,6 +163,8 @@ class Prepared:
     def _teachers(self, models: Sequence[MobileNet]) -> OnlineTeachers | None:
         if not models:
             return None
+        if models[0].card.exclusive:
+            check_independent(self.inputs.task)
         blocks = self.config.teacher.block_weight > 0
         teachers = OnlineTeachers(models, self.network, self.device, blocks=blocks)
         if blocks and not same_blocks(models[0], self.network):

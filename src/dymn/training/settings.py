@@ -48,9 +48,9 @@ class DataSettings:
 
     An epoch has as many clips as the dataset, or `draws`, if not 0, but at least `least_draws`. `sampling` "plain" uses
     every clip, in several passes if necessary. "balanced" (at most 100,000 clips without `draws`) draws rare classes
-    more often, with replacement unless there are more clips than draws. "teacher" is for data without labels and draws
-    clips by the online teachers' predictions: a quarter of the draws uniformly, the others such that rare classes count
-    as much as common ones.
+    more often, with replacement unless there are more than twice as many clips as draws. "teacher" is for data without
+    labels and draws clips by the online teachers' predictions: a quarter of the draws uniformly, the others such that
+    rare classes count as much as common ones.
     """
 
     kind: str = "folder"
@@ -140,10 +140,6 @@ class TeacherSettings:
             )
         check(not self.head or bool(self.models), "teacher.head needs an online teacher (teacher.models).")
         check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
-        check(
-            not (self.table and self.partial and self.label_weight == 0),
-            "teacher.partial uses clips without logits by their labels, but teacher.label_weight is 0. Change either.",
-        )
 
     @property
     def is_present(self) -> bool:

@@ -62,6 +62,7 @@ class Ensemble:
         self.teachers = [_load(model, self.device) for model in models]
         first = self.teachers[0].model.card
         self.labels, self.sample_rate = tuple(first.labels), first.front_end.sample_rate
+        self.exclusive = first.exclusive
         for teacher in self.teachers[1:]:
             card = teacher.model.card
             own = tuple(card.labels), card.exclusive, card.front_end.sample_rate
@@ -179,7 +180,12 @@ def teach(
         fingerprints,
         models=ensemble.models,
         source_digest=source.digest,
-        settings={**settings, "left_out": sorted(part.bad), "longer": part.longer},
+        settings={
+            **settings,
+            "left_out": sorted(part.bad),
+            "longer": part.longer,
+            "exclusive": ensemble.exclusive,
+        },
     )
     del table
     part.remove()

@@ -375,7 +375,7 @@ def test_evaluate_matches_classes_by_name(desk):
         ("evaluate mn77 --data clips", "mn77"),
         ("teach nowhere --models same.safetensors --out t", "no dataset at nowhere"),
         ("teach clips --models mn77 --out t", "mn77"),
-        ("teach clips --models same.safetensors other.safetensors --out t", "differ in classes"),
+        ("teach clips --models same.safetensors other.safetensors --out t", "differ in their classes"),
         ("teach clips --models same.safetensors --out t --fill loop", "loop"),
     ],
 )

@@ -25,12 +25,12 @@ from dymn.commands.options import (
     note_gaps,
     number_option,
     output_option,
-    reject_unused,
     seconds_option,
     threshold_option,
 )
 from dymn.commands.reading_options import READING
 from dymn.commands.recordings import load_tagger
+from dymn.commands.wrong_use import reject_unused
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:

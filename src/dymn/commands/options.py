@@ -132,13 +132,6 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
         raise ConfigError(f"{option} {path} has an unknown extension. Allowed: {shown}.")
 
 
-def reject_unused(given: dict[str, object], reason: str) -> None:
-    """Raise a ConfigError if one of these options is given, whose values are None if they are not."""
-    for name, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{name} {reason}. Leave it out.")
-
-
 def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
     """Write a note where a file of the only possible format gets a name that ends otherwise."""
     if path.suffix.lower() not in (ending, ""):

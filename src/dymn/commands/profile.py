@@ -16,8 +16,8 @@ from dymn.commands.options import (
     hush,
     note,
     output_option,
-    reject_unused,
 )
+from dymn.commands.wrong_use import reject_unused
 from dymn.errors import ConfigError
 
 ProfileFormat = Literal["table", "json", "csv", "markdown"]

@@ -1,10 +1,12 @@
-"""Messages about values on the command line that are not allowed, in place of typer's own."""
+"""Messages about options that are not allowed, in place of typer's own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+
+from dymn.errors import ConfigError
 
 WORDS = (
     (r"Input should be greater than or equal to (.+)", r"at least \1"),
@@ -14,6 +16,13 @@ WORDS = (
     (r"Input should be a valid integer.*", "a whole number"),
     (r"Input should be a valid number.*", "a number"),
 )
+
+
+def reject_unused(given: dict[str, object], reason: str) -> None:
+    """Raise a ConfigError if one of these options is given, whose values are None if they are not."""
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{name} {reason}. Leave it out.")
 
 
 def plainly(message: str, options: Sequence[str], words: Sequence[str]) -> str:

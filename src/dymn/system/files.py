@@ -68,11 +68,9 @@ def check_writable(path: str | Path) -> None:
     place = place if place.is_dir() else place.parent
     while not place.exists():
         place = place.parent
-    probe = place / f".dymn-{os.getpid()}-{os.urandom(4).hex()}.part"
     try:
-        # on Windows, `tempfile` would try many names where a folder is not writable
-        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=place):
+            pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 

@@ -242,7 +242,7 @@ def open_table(case: tuple[str, bytes], folder: Path) -> bool:
 
 SETTINGS = {"model": "tiny"}
 ORIGIN = Origin("1", "tiny", "", {}, per_window=True)
-RESULT = [[["Dog", 0.5]], [[0.0, 1.0, [["Dog", 0.5]]]], [[], False, None]]
+RESULT = [[["Dog", 0.5]], [[0.0, 1.0, [["Dog", 0.5]]]], [[], False, None, None]]
 NASTY = (
     "CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE facts SET value = 'x'; END",
     "CREATE VIEW v AS SELECT * FROM facts",

@@ -2,10 +2,22 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def misnamed(tmp_path: Path) -> Path:
+    """A recording whose name is not text."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.ogg")
+    try:
+        shutil.copy(Path(__file__).parents[1] / "examples" / "audio" / "dog.ogg", path)
+    except OSError:
+        pytest.skip("the file system allows only text as names")
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -183,18 +183,25 @@ class Dripping(socketserver.BaseRequestHandler):
             time.sleep(0.02)
 
 
-def test_a_server_that_answers_a_byte_at_a_time_is_left():
+@contextmanager
+def reached(handler, note):
+    """A webhook with a timeout of 0.3 s, and the server that handles its requests."""
+
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = allow_reuse_address = True
 
-    notes = []
-    with Server(("127.0.0.1", 0), Dripping) as listening:
+    with Server(("127.0.0.1", 0), handler) as listening:
         threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-        hook = Webhook(f"http://127.0.0.1:{listening.server_address[1]}", notes.append, timeout=0.3, first_wait=0.01)
+        yield Webhook(f"http://127.0.0.1:{listening.server_address[1]}", note, timeout=0.3, first_wait=0.01)
+        listening.shutdown()
+
+
+def test_a_server_that_answers_a_byte_at_a_time_is_left():
+    notes = []
+    with reached(Dripping, notes.append) as hook:
         begun(hook).offer(START)
         begin = time.monotonic()
         hook.close()
-        listening.shutdown()
     assert time.monotonic() - begin < 4 and hook.failed == 1 and "no response within 0.3 s" in notes[0]
 
 
@@ -207,16 +214,10 @@ def test_the_timeout_holds_for_the_body_of_a_response():
             self.request.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
             Dripping.handle(self)
 
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = allow_reuse_address = True
-
-    with Server(("127.0.0.1", 0), Slow) as listening:
-        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
-        hook = Webhook(f"http://127.0.0.1:{listening.server_address[1]}", pytest.fail, timeout=0.3, first_wait=0.01)
+    with reached(Slow, pytest.fail) as hook:
         begun(hook).offer(START)
         begin = time.monotonic()
         hook.close()
-        listening.shutdown()
     assert time.monotonic() - begin < 4 and (hook.failed, hook.dropped) == (0, 0)  # it has been accepted
 
 
